@@ -1,0 +1,291 @@
+"""Content-addressed artifacts: a folder of files and a manifest, whole or absent.
+
+An artifact lies in ``$JORA_HOME/artifacts/<kind>/<key>/``. Its key is a hash of what makes it: the
+stage and its version, the stage's part of the spec and the digests of its inputs. So the same
+inputs and settings find the same artifact, and a stage that finds it does no work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_tasks import __version__
+from jora_tasks.errors import InputError
+
+MANIFEST = "manifest.json"
+
+
+def jora_home() -> Path:
+    """The folder of everything kept: ``$JORA_HOME``, by default ``./.jora``. Absolute."""
+    return Path(os.environ.get("JORA_HOME") or ".jora").resolve()
+
+
+def digest_bytes(data: bytes) -> str:
+    """``sha256:<hex>`` of the data."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def digest_file(path: Path) -> str:
+    """``sha256:<hex>`` of a file's content."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def digest_json(value: Any) -> str:
+    """``sha256:<hex>`` of a JSON value, the same for equal values whatever their key order."""
+    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
+
+
+def digest_folder(path: Path) -> str:
+    """``sha256:<hex>`` over the relative names and contents of a folder's visible files."""
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    return digest_json({file.relative_to(path).as_posix(): digest_file(file) for file in files})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact on disk."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    reused: bool = False
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def key(self) -> str:
+        return self.manifest["key"]
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content: the files' names and digests, not when or how fast it was made."""
+        return self.manifest["digest"]
+
+    @property
+    def counts(self) -> Mapping[str, Any]:
+        return self.manifest["counts"]
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input that is not an artifact: a folder of documents, a questions file, a base model."""
+
+    kind: str
+    name: str
+    digest: str
+
+    def reference(self) -> dict[str, str]:
+        return {"kind": self.kind, "name": self.name, "digest": self.digest}
+
+
+Input = Artifact | Source
+Write = Callable[[Path], Mapping[str, Any]]
+
+
+class ArtifactStore:
+    """The artifacts of one home.
+
+    Attributes:
+      home: the folder that holds ``artifacts/``, ``latest/`` and ``work/``.
+    """
+
+    def __init__(self, home: str | Path | None = None) -> None:
+        self.home = Path(home).resolve() if home else jora_home()
+
+    def work_folder(self, kind: str, key: str) -> Path:
+        """Where an unfinished artifact keeps what survives a kill, such as checkpoints."""
+        return self.home / "work" / kind / key
+
+    def build(
+        self,
+        kind: str,
+        *,
+        version: int,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Input],
+        write: Write,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Artifact:
+        """Return the artifact that these inputs and settings make, writing it only if absent.
+
+        Args:
+          kind: artifact kind, as in ``corpus``.
+          version: raised whenever the stage's code would make other content from the same inputs.
+          settings: the stage's part of the spec, JSON values.
+          inputs: what it is made from, by role.
+          write: fills an empty folder and returns the counts for the manifest.
+          provenance: facts for the manifest that do not change the key.
+
+        Returns:
+          The verified artifact; ``reused`` tells whether it was there already.
+        """
+        key = self.key(kind, version=version, settings=settings, inputs=inputs)
+        path = self.home / "artifacts" / kind / key
+        existing = self._verified(path)
+        if existing is not None:
+            return existing
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{key}.{uuid.uuid4().hex[:8]}"
+        temporary.mkdir()
+        try:
+            started = time.time()
+            counts = write(temporary)
+            files = {
+                file.relative_to(temporary).as_posix(): digest_file(file)
+                for file in sorted(temporary.rglob("*"))
+                if file.is_file()
+            }
+            manifest = {
+                "kind": kind,
+                "key": key,
+                "digest": digest_json(files),
+                "files": files,
+                "inputs": {role: _reference(value) for role, value in inputs.items()},
+                "settings": dict(settings),
+                "stage_version": version,
+                "code_version": __version__,
+                "counts": dict(counts),
+                "provenance": dict(provenance or {}),
+                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "seconds": round(time.time() - started, 3),
+            }
+            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            _publish(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        built = self._verified(path)
+        if built is None:
+            raise RuntimeError(f"{path} changed while it was being written; run the stage again.")
+        return Artifact(built.path, built.manifest)
+
+    def key(
+        self, kind: str, *, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Input]
+    ) -> str:
+        """The key under which `build` would keep this artifact: 16 hex digits."""
+        identity = {
+            "kind": kind,
+            "version": version,
+            "settings": dict(settings),
+            "inputs": {role: value.digest for role, value in inputs.items()},
+        }
+        return digest_json(identity).removeprefix("sha256:")[:16]
+
+    def get(self, kind: str, key: str) -> Artifact:
+        """The artifact of this kind and key (or unambiguous start of a key).
+
+        Raises:
+          InputError: if there is none, or its files are not those of its manifest.
+        """
+        folder = self.home / "artifacts" / kind
+        found = sorted(path for path in folder.glob(f"{key}*") if not path.name.startswith("."))
+        if not key.isalnum() or len(found) != 1:
+            reason = "is ambiguous" if len(found) > 1 else "does not exist"
+            raise InputError(f"{kind} {key!r} {reason} in {folder}; run `jora {kind}` to make one.")
+        artifact = self._verified(found[0])
+        if artifact is None:
+            raise InputError(
+                f"{found[0]} does not match its manifest: a file is missing or altered; run its stage again."
+            )
+        return artifact
+
+    def set_latest(self, name: str, artifact: Artifact) -> None:
+        """Record the artifact that a run of this name made or found last."""
+        pointer = self.home / "latest" / name / artifact.kind
+        pointer.parent.mkdir(parents=True, exist_ok=True)
+        temporary = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:8]}")
+        temporary.write_text(artifact.key)
+        os.replace(temporary, pointer)
+
+    def latest(self, name: str, kind: str) -> Artifact:
+        """The artifact that runs of this name made or found last.
+
+        Raises:
+          InputError: if there is none yet.
+        """
+        pointer = self.home / "latest" / name / kind
+        if not pointer.is_file():
+            raise InputError(f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first.")
+        return self.get(kind, pointer.read_text().strip())
+
+    def _verified(self, path: Path) -> Artifact | None:
+        """The artifact if all its files have the digests of its manifest, else None."""
+        if not path.is_dir():
+            return None
+        try:
+            manifest = json.loads((path / MANIFEST).read_text())
+            whole = all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
+        except (OSError, ValueError, KeyError):
+            whole = False
+        if whole:
+            return Artifact(path, manifest, reused=True)
+        return None
+
+
+STAGE_OF = {
+    "corpus": "corpus",
+    "index": "index",
+    "contexts": "contexts",
+    "prompts": "prompts",
+    "adapter": "train",
+    "evaluation": "evaluate",
+}
+
+
+def _reference(value: Input) -> dict[str, str]:
+    if isinstance(value, Source):
+        return value.reference()
+    return {"kind": value.kind, "key": value.key, "digest": value.digest}
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    """Sync the folder and rename it into place; a damaged or concurrent twin makes way."""
+    for file in temporary.rglob("*"):
+        _sync(file)
+    _sync(temporary)
+    if path.exists():
+        path.rename(path.with_name(f".{path.name}.replaced-{uuid.uuid4().hex[:8]}"))
+    temporary.rename(path)
+    _sync(path.parent)
+    for replaced in path.parent.glob(f".{path.name}.replaced-*"):
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes ``path`` when the block ends well, and vanishes if not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        _publish(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

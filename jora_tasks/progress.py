@@ -1,0 +1,103 @@
+"""What a stage is doing, for whoever watches: a terminal, a log, a file that another process tails.
+
+A stage calls ``progress("train", done=12, total=50, unit="steps", loss=0.31)``. A sink is any
+callable that takes one `Event`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+RUNNING, BUILT, REUSED, FAILED = "running", "built", "reused", "failed"
+
+
+@dataclass(frozen=True)
+class Event:
+    """One report of one stage. ``fields`` holds figures such as loss or tokens_per_second."""
+
+    stage: str
+    state: str = RUNNING
+    done: int | None = None
+    total: int | None = None
+    unit: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+
+Sink = Callable[[Event], None]
+
+
+class Progress:
+    """Sends events to its sinks; without a sink it is silent."""
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = sinks
+
+    def __call__(
+        self,
+        stage: str,
+        *,
+        state: str = RUNNING,
+        done: int | None = None,
+        total: int | None = None,
+        unit: str = "",
+        **fields: Any,
+    ) -> None:
+        event = Event(stage, state, done, total, unit, fields)
+        for sink in self._sinks:
+            sink(event)
+
+
+def describe(event: Event) -> str:
+    """The event in words, as ``train 12/50 steps, loss 0.31``."""
+    if event.state in (BUILT, FAILED):
+        head = f"{event.stage}: {event.state}"
+    elif event.state == REUSED:
+        head = f"{event.stage}: up to date"
+    elif event.done is None:
+        head = event.stage
+    else:
+        head = f"{event.stage} {event.done:,}" + (f"/{event.total:,}" if event.total else "")
+        head += f" {event.unit}" if event.unit else ""
+    figures = (f"{key.replace('_', ' ')} {_figure(value)}" for key, value in event.fields.items())
+    return ", ".join([head, *figures])
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+
+
+class LineSink:
+    """Writes one line an event, at most one a stage every ``interval`` seconds while it runs."""
+
+    def __init__(self, stream: TextIO | None = None, interval: float = 2.0) -> None:
+        self._stream = stream or sys.stderr
+        self._interval = interval
+        self._last: dict[str, float] = {}
+
+    def __call__(self, event: Event) -> None:
+        finished = event.state != RUNNING or (event.done is not None and event.done == event.total)
+        if not finished and event.time - self._last.get(event.stage, 0) < self._interval:
+            return
+        self._last[event.stage] = event.time
+        print(describe(event), file=self._stream, flush=True)
+
+
+class FileSink:
+    """Appends each event as a JSON line; whole lines, so that a reader can tail the file."""
+
+    def __init__(self, path: str | Path) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+
+    def __call__(self, event: Event) -> None:
+        os.write(self._file, (json.dumps(asdict(event)) + "\n").encode())

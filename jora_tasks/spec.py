@@ -1,0 +1,331 @@
+"""Every setting of a run, once.
+
+YAML files, ``--set key=value``, the Airflow trigger form and the artifacts' keys all derive from
+`RunSpec`. The models are frozen and refuse unknown fields; each field has a description and
+bounds, since people meet them in a form.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from jora_tasks.errors import InputError
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = "all-linear"
+
+DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+
+DEFAULT_INSTRUCTION = (
+    "Answer the question from the numbered sources. Reply with the answer alone, as short as possible."
+)
+DEFAULT_CLOSED_BOOK_INSTRUCTION = "Answer the question. Reply with the answer alone, as short as possible."
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DocumentsConfig(Section):
+    path: Annotated[str, Field(description="Folder of .txt, .md, .rst, .html and .jsonl files.")] = (
+        "documents"
+    )
+
+
+class QuestionsConfig(Section):
+    path: Annotated[
+        str,
+        Field(
+            description="JSONL with question, answers and, if known, id, evidence and split; "
+            "or Alpaca JSON with instruction, input and output."
+        ),
+    ] = "questions.jsonl"
+    dev_fraction: Annotated[
+        float, Field(ge=0, le=0.5, description="Share held out for choices; used where no split is given.")
+    ] = 0.1
+    test_fraction: Annotated[
+        float, Field(ge=0, le=0.5, description="Share held out for evaluation; used where no split is given.")
+    ] = 0.2
+
+
+class IndexConfig(Section):
+    embedder: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Name of a fetched embedder, a sentence-transformers folder or a hub id.",
+        ),
+    ] = DEFAULT_EMBEDDER
+    chunk_tokens: Annotated[
+        int, Field(ge=16, le=8192, description="Longest chunk, in tokens of the embedder.")
+    ] = 200
+    chunk_overlap: Annotated[
+        int, Field(ge=0, le=4096, description="Tokens that a chunk repeats from the one before.")
+    ] = 0
+    batch_size: Annotated[int, Field(ge=1, le=4096, description="Chunks embedded at once.")] = 32
+
+    @model_validator(mode="after")
+    def _overlap_below_length(self) -> IndexConfig:
+        if self.chunk_overlap >= self.chunk_tokens:
+            raise ValueError(
+                f"chunk_overlap ({self.chunk_overlap}) must be smaller than chunk_tokens ({self.chunk_tokens})"
+            )
+        return self
+
+
+class RetrievalConfig(Section):
+    top_k: Annotated[int, Field(ge=1, le=100, description="Chunks retrieved for each question.")] = 4
+
+
+class PromptsConfig(Section):
+    token_budget: Annotated[
+        int,
+        Field(ge=64, le=131072, description="Longest prompt with its answer, in tokens of the base model."),
+    ] = 640
+    instruction: Annotated[
+        str, Field(min_length=1, description="What the model is told before the sources.")
+    ] = DEFAULT_INSTRUCTION
+    closed_book_instruction: Annotated[
+        str, Field(min_length=1, description="What the model is told where it gets no sources.")
+    ] = DEFAULT_CLOSED_BOOK_INSTRUCTION
+    add_missing_oracle: Annotated[
+        bool,
+        Field(
+            description="Put the chunk that holds the evidence into a training prompt whose retrieval missed it."
+        ),
+    ] = True
+    seed: Annotated[int, Field(ge=0, description="Seed of the order of sources in training prompts.")] = 0
+
+
+class ModelConfig(Section):
+    base: Annotated[
+        str,
+        Field(min_length=1, description="Name of a fetched base model, a Hugging Face folder or a hub id."),
+    ] = DEFAULT_BASE_MODEL
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], Field(description="Type of the frozen base weights.")
+    ] = "float32"
+
+
+class LoraConfig(Section):
+    """Low-rank adaptation (arXiv 2106.09685): W x + scale * B A x, with A [r, in] and B [out, r]."""
+
+    r: Annotated[int, Field(ge=1, le=1024, description="Rank of the adapter.")] = 16
+    lora_alpha: Annotated[
+        float, Field(gt=0, le=4096, description="Scale is lora_alpha / r, or / sqrt(r) with use_rslora.")
+    ] = 32
+    lora_dropout: Annotated[
+        float, Field(ge=0, lt=1, description="Share of the adapter's inputs dropped in training.")
+    ] = 0.0
+    use_rslora: Annotated[
+        bool, Field(description="Rank-stabilised scale, lora_alpha / sqrt(r) (arXiv 2312.03732).")
+    ] = False
+    target_modules: Annotated[
+        Literal["all-linear"] | tuple[str, ...],
+        Field(description=f"Projections to adapt: {ALL_LINEAR}, or names out of {', '.join(PROJECTIONS)}."),
+    ] = ALL_LINEAR
+
+    @model_validator(mode="after")
+    def _known_targets(self) -> LoraConfig:
+        if self.target_modules != ALL_LINEAR:
+            unknown = [name for name in self.target_modules if name not in PROJECTIONS]
+            if unknown or not self.target_modules:
+                raise ValueError(
+                    f"target_modules has {unknown or 'no module'}; "
+                    f"use {ALL_LINEAR} or names out of {', '.join(PROJECTIONS)}"
+                )
+        return self
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The adapted projections by name, in the model's order."""
+        if self.target_modules == ALL_LINEAR:
+            return PROJECTIONS
+        return tuple(name for name in PROJECTIONS if name in self.target_modules)
+
+    @property
+    def scale(self) -> float:
+        """The factor on B A x."""
+        return self.lora_alpha / (self.r**0.5 if self.use_rslora else self.r)
+
+
+class MeshConfig(Section):
+    """How many devices each mesh axis has; their product is the number of devices used."""
+
+    data: Annotated[int, Field(ge=1, description="Copies that each take a part of the batch.")] = 1
+    fsdp: Annotated[int, Field(ge=1, description="Like data, with the base weights split as well.")] = 1
+    tensor: Annotated[int, Field(ge=1, description="Parts that each projection is split into.")] = 1
+
+
+class TrainConfig(Section):
+    epochs: Annotated[int, Field(ge=1, le=1000, description="Passes over the training prompts.")] = 1
+    batch_size: Annotated[int, Field(ge=1, le=4096, description="Examples in one forward pass.")] = 4
+    gradient_accumulation: Annotated[
+        int, Field(ge=1, le=4096, description="Forward passes summed into one update.")
+    ] = 1
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak of the schedule.")] = 1e-3
+    warmup_ratio: Annotated[
+        float, Field(ge=0, le=1, description="Share of the updates with rising learning rate; cosine after.")
+    ] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decay.")] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this global norm.")] = (
+        1.0
+    )
+    remat: Annotated[
+        Literal["full", "none"],
+        Field(
+            description="Recompute each layer in the backward pass (full: least memory), or keep it (none)."
+        ),
+    ] = "full"
+    checkpoint_every: Annotated[
+        int, Field(ge=1, description="Updates between checkpoints; a killed run goes on from the last.")
+    ] = 10
+    seed: Annotated[int, Field(ge=0, description="Seed of initialisation, order and dropout.")] = 0
+    mesh: MeshConfig = MeshConfig()
+
+
+class EvaluationConfig(Section):
+    max_questions: Annotated[
+        int, Field(ge=1, description="Most test questions asked; the first ones by id digest.")
+    ] = 1000
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Longest generated answer.")] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1024, description="Questions answered at once.")] = 8
+    bootstrap_samples: Annotated[
+        int, Field(ge=100, le=100000, description="Resamples behind each interval.")
+    ] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="Coverage of the intervals.")] = 0.95
+    seed: Annotated[int, Field(ge=0, description="Seed of the resampling.")] = 0
+
+
+class RegistryConfig(Section):
+    promote: Annotated[
+        bool,
+        Field(description="Make the adapter champion if it beats the base and the current champion."),
+    ] = True
+
+
+class RunSpec(Section):
+    """Every setting of a run. ``RunSpec()`` is the embedded default."""
+
+    name: Annotated[
+        str,
+        Field(
+            pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
+            description="Name of this line of adapters; the registered model has it too.",
+        ),
+    ] = "documents"
+    documents: DocumentsConfig = DocumentsConfig()
+    questions: QuestionsConfig = QuestionsConfig()
+    index: IndexConfig = IndexConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    model: ModelConfig = ModelConfig()
+    lora: LoraConfig = LoraConfig()
+    training: TrainConfig = TrainConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+
+def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
+    """Validate nested settings.
+
+    Args:
+      data: nested mapping, as read from YAML.
+      source: what to call the data in an error, usually its file.
+
+    Raises:
+      InputError: naming the first bad field, what is wrong and what it must be.
+    """
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error, source)) from None
+
+
+def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSpec:
+    """Read a YAML spec and apply ``key.subkey=value`` overrides, values parsed as YAML.
+
+    Relative ``documents.path`` and ``questions.path`` are taken from the spec file's folder, and
+    become absolute.
+
+    Raises:
+      InputError: for a missing or malformed file, an unknown field or a value out of bounds.
+    """
+    data: dict[str, Any] = {}
+    folder = Path.cwd()
+    if path is not None:
+        file = Path(path)
+        if not file.is_file():
+            raise InputError(f"--spec {file}: no such file; give the path of a YAML spec.")
+        try:
+            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"--spec {file} is not valid YAML: {' '.join(str(error).split())}.") from None
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"--spec {file} must be a mapping of settings, not a {type(loaded).__name__}.")
+        data = loaded or {}
+        folder = file.resolve().parent
+    for override in overrides:
+        _set(data, override)
+    spec = parse_spec(data, source=str(path or "spec"))
+    return spec.model_copy(
+        update={
+            "documents": spec.documents.model_copy(update={"path": _absolute(folder, spec.documents.path)}),
+            "questions": spec.questions.model_copy(update={"path": _absolute(folder, spec.questions.path)}),
+        }
+    )
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """The spec as YAML that `load_spec` reads back to an equal spec."""
+    return yaml.safe_dump(json.loads(spec.model_dump_json()), sort_keys=False)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str((folder / path).resolve())
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override!r} must look like section.field=value, as in training.epochs=2.")
+    *sections, field = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {override!r}: {section} is a value, not a section of settings.")
+    try:
+        data[field] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
+    if isinstance(data[field], str):  # YAML 1.1 reads 1e-4, without a dot, as text
+        try:
+            data[field] = float(data[field])
+        except ValueError:
+            pass
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"] if part != ALL_LINEAR) or "the spec"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: {field} is not a setting; {_siblings(first['loc'])}."
+    value = first["input"]
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
+
+
+def _siblings(location: tuple[int | str, ...]) -> str:
+    section: Any = RunSpec
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return f"the settings there are {', '.join(section.model_fields)}"
