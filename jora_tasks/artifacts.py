@@ -8,6 +8,7 @@ inputs and settings find the same artifact, and a stage that finds it does no wo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -140,43 +141,37 @@ class ArtifactStore:
         """
         key = self.key(kind, version=version, settings=settings, inputs=inputs)
         path = self.home / "artifacts" / kind / key
-        existing = self._verified(path)
+        existing = _verified(path)
         if existing is not None:
             return existing
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{key}.{uuid.uuid4().hex[:8]}"
-        temporary.mkdir()
-        try:
-            started = time.time()
-            counts = write(temporary)
-            files = {
-                file.relative_to(temporary).as_posix(): digest_file(file)
-                for file in sorted(temporary.rglob("*"))
-                if file.is_file()
-            }
-            manifest = {
-                "kind": kind,
-                "key": key,
-                "digest": digest_json(files),
-                "files": files,
-                "inputs": {role: _reference(value) for role, value in inputs.items()},
-                "settings": dict(settings),
-                "stage_version": version,
-                "code_version": __version__,
-                "counts": dict(counts),
-                "provenance": dict(provenance or {}),
-                "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                "seconds": round(time.time() - started, 3),
-            }
-            (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            _publish(temporary, path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        built = self._verified(path)
-        if built is None:
-            raise RuntimeError(f"{path} changed while it was being written; run the stage again.")
-        return Artifact(built.path, built.manifest)
+        with _only_writer(path):
+            existing = _verified(path)
+            if existing is not None:
+                return existing
+            with atomic_folder(path) as temporary:
+                started = time.time()
+                counts = write(temporary)
+                files = {
+                    file.relative_to(temporary).as_posix(): digest_file(file)
+                    for file in sorted(temporary.rglob("*"))
+                    if file.is_file()
+                }
+                manifest = {
+                    "kind": kind,
+                    "key": key,
+                    "digest": digest_json(files),
+                    "files": files,
+                    "inputs": {role: _reference(value) for role, value in inputs.items()},
+                    "settings": dict(settings),
+                    "stage_version": version,
+                    "code_version": __version__,
+                    "counts": dict(counts),
+                    "provenance": _provenance() | dict(provenance or {}),
+                    "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    "seconds": round(time.time() - started, 3),
+                }
+                (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        return Artifact(path, manifest)
 
     def key(
         self, kind: str, *, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Input]
@@ -201,7 +196,7 @@ class ArtifactStore:
         if not key.isalnum() or len(found) != 1:
             reason = "is ambiguous" if len(found) > 1 else "does not exist"
             raise InputError(f"{kind} {key!r} {reason} in {folder}; run `jora {kind}` to make one.")
-        artifact = self._verified(found[0])
+        artifact = _verified(found[0])
         if artifact is None:
             raise InputError(
                 f"{found[0]} does not match its manifest: a file is missing or altered; run its stage again."
@@ -214,7 +209,7 @@ class ArtifactStore:
         pointer.parent.mkdir(parents=True, exist_ok=True)
         temporary = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:8]}")
         temporary.write_text(artifact.key)
-        os.replace(temporary, pointer)
+        temporary.replace(pointer)
 
     def latest(self, name: str, kind: str) -> Artifact:
         """The artifact that runs of this name made or found last.
@@ -227,19 +222,6 @@ class ArtifactStore:
             raise InputError(f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first.")
         return self.get(kind, pointer.read_text().strip())
 
-    def _verified(self, path: Path) -> Artifact | None:
-        """The artifact if all its files have the digests of its manifest, else None."""
-        if not path.is_dir():
-            return None
-        try:
-            manifest = json.loads((path / MANIFEST).read_text())
-            whole = all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
-        except (OSError, ValueError, KeyError):
-            whole = False
-        if whole:
-            return Artifact(path, manifest, reused=True)
-        return None
-
 
 STAGE_OF = {
     "corpus": "corpus",
@@ -251,23 +233,61 @@ STAGE_OF = {
 }
 
 
+def _provenance() -> dict[str, str]:
+    """Which Airflow run this process works for, as ``dag_id/run_id``, if any."""
+    run = os.environ.get("JORA_AIRFLOW_RUN")
+    return {"airflow_run": run} if run else {}
+
+
 def _reference(value: Input) -> dict[str, str]:
     if isinstance(value, Source):
         return value.reference()
     return {"kind": value.kind, "key": value.key, "digest": value.digest}
 
 
-def _publish(temporary: Path, path: Path) -> None:
-    """Sync the folder and rename it into place; a damaged or concurrent twin makes way."""
-    for file in temporary.rglob("*"):
-        _sync(file)
-    _sync(temporary)
-    if path.exists():
-        path.rename(path.with_name(f".{path.name}.replaced-{uuid.uuid4().hex[:8]}"))
-    temporary.rename(path)
-    _sync(path.parent)
-    for replaced in path.parent.glob(f".{path.name}.replaced-*"):
-        shutil.rmtree(replaced, ignore_errors=True)
+def _verified(path: Path) -> Artifact | None:
+    """The artifact if all its files have the digests of its manifest, else None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        whole = all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return Artifact(path, manifest, reused=True) if whole else None
+
+
+@contextlib.contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Wait until no other process writes this artifact, then clear what a killed one left.
+
+    The lock is the kernel's, so it ends with its holder, however that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left in path.parent.glob(f".{path.name}.tmp-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder that becomes ``path`` when the block ends well, and vanishes if not.
+
+    A folder that lies there already is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            _sync(file)
+        _sync(temporary)
+        shutil.rmtree(path, ignore_errors=True)
+        temporary.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -276,16 +296,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that becomes ``path`` when the block ends well, and vanishes if not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        _publish(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -13,7 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import TaskID
 
 RUNNING, BUILT, REUSED, FAILED = "running", "built", "reused", "failed"
 
@@ -101,3 +105,35 @@ class FileSink:
 
     def __call__(self, event: Event) -> None:
         os.write(self._file, (json.dumps(asdict(event)) + "\n").encode())
+
+
+class RichSink:
+    """Shows each stage as a progress bar on a terminal, with its figures and the time left."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._bars = Progress(
+            TextColumn("[bold]{task.description:<9}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[figures]}"),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        if event.stage not in self._tasks:
+            self._bars.start()
+            self._tasks[event.stage] = self._bars.add_task(event.stage, total=None, figures="")
+        task = self._tasks[event.stage]
+        words = describe(event).partition(", ")[2] if event.state == RUNNING else describe(event)
+        self._bars.update(
+            task, completed=event.done, total=event.total, figures=words.removeprefix(f"{event.stage}: ")
+        )
+        if event.state != RUNNING:
+            self._bars.update(task, total=event.total or 1, completed=event.total or 1)
+            self._bars.stop_task(task)
+        if all(task.stop_time is not None for task in self._bars.tasks):
+            self._bars.stop()

@@ -7,6 +7,7 @@ bounds, since people meet them in a form.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -76,7 +77,8 @@ class IndexConfig(Section):
     def _overlap_below_length(self) -> IndexConfig:
         if self.chunk_overlap >= self.chunk_tokens:
             raise ValueError(
-                f"chunk_overlap ({self.chunk_overlap}) must be smaller than chunk_tokens ({self.chunk_tokens})"
+                f"chunk_overlap ({self.chunk_overlap}) must be smaller "
+                f"than chunk_tokens ({self.chunk_tokens})"
             )
         return self
 
@@ -99,7 +101,8 @@ class PromptsConfig(Section):
     add_missing_oracle: Annotated[
         bool,
         Field(
-            description="Put the chunk that holds the evidence into a training prompt whose retrieval missed it."
+            description="Put the chunk that holds the evidence into a training prompt "
+            "whose retrieval missed it."
         ),
     ] = True
     seed: Annotated[int, Field(ge=0, description="Seed of the order of sources in training prompts.")] = 0
@@ -131,7 +134,7 @@ class LoraConfig(Section):
     target_modules: Annotated[
         Literal["all-linear"] | tuple[str, ...],
         Field(description=f"Projections to adapt: {ALL_LINEAR}, or names out of {', '.join(PROJECTIONS)}."),
-    ] = ALL_LINEAR
+    ] = "all-linear"
 
     @model_validator(mode="after")
     def _known_targets(self) -> LoraConfig:
@@ -307,10 +310,8 @@ def _set(data: dict[str, Any], override: str) -> None:
     except yaml.YAMLError as error:
         raise InputError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
     if isinstance(data[field], str):  # YAML 1.1 reads 1e-4, without a dot, as text
-        try:
+        with contextlib.suppress(ValueError):
             data[field] = float(data[field])
-        except ValueError:
-            pass
 
 
 def _explain(error: ValidationError, source: str) -> str:

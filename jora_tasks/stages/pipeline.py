@@ -1,0 +1,101 @@
+"""Runs a stage by name, and all of them in order: what the commands and the Airflow tasks call."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.progress import BUILT, FAILED, REUSED, Progress
+from jora_tasks.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: its function, the artifacts it takes and the kind it makes (None: a registration)."""
+
+    name: str
+    function: str
+    inputs: tuple[str, ...]
+    kind: str | None
+
+
+STAGES = {
+    stage.name: stage
+    for stage in (
+        Stage("corpus", "corpus:build_corpus", (), "corpus"),
+        Stage("index", "index:build_index", ("corpus",), "index"),
+        Stage("contexts", "contexts:retrieve_contexts", ("index",), "contexts"),
+        Stage("prompts", "prompts:assemble_prompts", ("contexts",), "prompts"),
+        Stage("train", "train:train_adapter", ("prompts",), "adapter"),
+        Stage("evaluate", "evaluate:evaluate_adapter", ("adapter", "prompts"), "evaluation"),
+        Stage("register", "register:register_adapter", ("adapter", "evaluation"), None),
+    )
+}
+
+
+def run_stage(
+    name: str,
+    spec: RunSpec,
+    store: ArtifactStore,
+    progress: Progress,
+    given: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run one stage and say what came of it.
+
+    Args:
+      name: a key of `STAGES`.
+      spec: the run's settings.
+      store: where artifacts lie.
+      progress: told what is going on, and how it ended.
+      given: keys of input artifacts by kind; an input not given is the latest of ``spec.name``.
+
+    Returns:
+      A JSON object: stage, state (built or reused), seconds, and for an artifact its kind, key,
+      digest, path and counts; for a registration its name, version, alias and verdict.
+    """
+    stage = STAGES[name]
+    keys = given or {}
+    inputs = {
+        kind: store.get(kind, keys[kind]) if kind in keys else store.latest(spec.name, kind)
+        for kind in stage.inputs
+    }
+    module, function = stage.function.split(":")
+    run = getattr(importlib.import_module(f"jora_tasks.stages.{module}"), function)
+    progress(name)
+    started = time.monotonic()
+    try:
+        result = run(spec, *inputs.values(), store, progress)
+    except BaseException as error:
+        progress(name, state=FAILED, reason=type(error).__name__)
+        raise
+    seconds = round(time.monotonic() - started, 3)
+    state = REUSED if result.reused else BUILT
+    if isinstance(result, Artifact):
+        store.set_latest(spec.name, result)
+        outcome: dict[str, Any] = {
+            "kind": result.kind,
+            "key": result.key,
+            "digest": result.digest,
+            "path": str(result.path),
+            "counts": dict(result.counts),
+        }
+    else:
+        outcome = asdict(result)
+        outcome.pop("reused")
+    progress(name, state=state, seconds=seconds)
+    return {"stage": name, "state": state, "seconds": seconds, **outcome}
+
+
+def run_all(spec: RunSpec, store: ArtifactStore, progress: Progress) -> list[dict[str, Any]]:
+    """Run every stage in order in this process; each takes what the ones before it made."""
+    made: dict[str, str] = {}
+    results = []
+    for name, stage in STAGES.items():
+        results.append(run_stage(name, spec, store, progress, made))
+        if stage.kind:
+            made[stage.kind] = results[-1]["key"]
+    return results
