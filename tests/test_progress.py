@@ -1,0 +1,48 @@
+"""Progress: events reach every sink, in words and as JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from jora_tasks.progress import BUILT, REUSED, Event, FileSink, LineSink, Progress, RichSink, describe
+
+
+def test_events_are_told_in_words() -> None:
+    event = Event(
+        "train", done=12, total=50, unit="steps", fields={"loss": 0.31234, "tokens_per_second": 1234}
+    )
+    assert describe(event) == "train 12/50 steps, loss 0.3123, tokens per second 1,234"
+    assert describe(Event("index", REUSED)) == "index: up to date"
+
+
+def test_lines_are_few_but_the_last_is_never_lost() -> None:
+    stream = io.StringIO()
+    progress = Progress(LineSink(stream, interval=60))
+    for step in range(1, 101):
+        progress("train", done=step, total=100)
+    progress("train", state=BUILT, seconds=1.5)
+    assert stream.getvalue().splitlines() == ["train 1/100", "train 100/100", "train: built, seconds 1.5"]
+
+
+def test_the_file_has_a_json_line_for_each_event(tmp_path: Path) -> None:
+    file = tmp_path / "run" / "progress.jsonl"
+    Progress(FileSink(file))("index", done=1, total=2, chunks=7)
+    Progress(FileSink(file))("index", state=BUILT)
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [event["state"] for event in events] == ["running", "built"]
+    assert events[0]["fields"] == {"chunks": 7}
+
+
+def test_a_terminal_shows_a_bar_for_each_stage() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    progress = Progress(RichSink(console))
+    progress("corpus", done=1, total=2, unit="documents")
+    progress("corpus", state=BUILT, seconds=0.1)
+    progress("index", state=REUSED)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "corpus" in shown
+    assert "up to date" in shown

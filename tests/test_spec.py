@@ -1,0 +1,83 @@
+"""The spec: round trips, refusals that name the field."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec import PROJECTIONS, LoraConfig, RunSpec, dump_spec, load_spec
+
+
+@given(
+    st.builds(
+        LoraConfig,
+        r=st.integers(1, 1024),
+        lora_alpha=st.floats(0.5, 4096),
+        use_rslora=st.booleans(),
+        target_modules=st.one_of(
+            st.just("all-linear"),
+            st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True).map(tuple),
+        ),
+    )
+)
+def test_yaml_gives_back_the_same_spec(tmp_path_factory: pytest.TempPathFactory, lora: LoraConfig) -> None:
+    file = tmp_path_factory.mktemp("spec") / "run.yaml"
+    spec = RunSpec(lora=lora)
+    file.write_text(dump_spec(spec))
+    read = load_spec(file)
+    assert read.lora == lora
+    assert read.documents.path == str(file.parent / "documents")
+
+
+def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("documents: {path: handbook}\nquestions: {path: /data/q.jsonl}\n")
+    spec = load_spec(file)
+    assert spec.documents.path == str(tmp_path / "handbook")
+    assert spec.questions.path == "/data/q.jsonl"
+
+
+def test_overrides_are_yaml_values() -> None:
+    spec = load_spec(None, ("training.learning_rate=1e-4", "lora.target_modules=[v_proj, q_proj]"))
+    assert spec.training.learning_rate == 1e-4
+    assert spec.lora.targets == ("q_proj", "v_proj")
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("training.lr=1", "training.lr is not a setting"),
+        ("lora.r=0", "lora.r"),
+        ("lora.target_modules=[query]", "query"),
+        ("name=Not A Name", "name"),
+        ("index.chunk_overlap=4000", "chunk_overlap"),
+        ("training.mesh.tensor=0", "training.mesh.tensor"),
+        ("nonsense", "section.field=value"),
+        ("name.x=1", "name"),
+    ],
+)
+def test_a_bad_setting_is_named(override: str, named: str) -> None:
+    with pytest.raises(InputError, match=re.escape(named)):
+        load_spec(None, (override,))
+
+
+def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        load_spec(tmp_path / "absent.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [1\n")
+    with pytest.raises(InputError, match=r"bad\.yaml is not valid YAML"):
+        load_spec(bad)
+    bad.write_text("- 1\n")
+    with pytest.raises(InputError, match="mapping"):
+        load_spec(bad)
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    assert LoraConfig(r=16, lora_alpha=8).scale == 0.5
+    assert LoraConfig(r=16, lora_alpha=8, use_rslora=True).scale == 2.0
