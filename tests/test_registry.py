@@ -1,0 +1,234 @@
+"""The registry against a real embedded MLflow."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.errors import InputError
+from jora_tasks.registry import COMPARED_WITH, DIGEST, EVALUATION, KEY, Registry
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An empty MLflow database; migrating one takes a second or two, so tests copy it."""
+    home = tmp_path_factory.mktemp("migrated")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Registry(home)._client().search_registered_models()
+    return (home / "mlflow" / "mlflow.db").read_bytes()
+
+
+@pytest.fixture
+def store(tmp_path: Path, migrated: bytes, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    (tmp_path / "mlflow").mkdir()
+    (tmp_path / "mlflow" / "mlflow.db").write_bytes(migrated)
+    return ArtifactStore(tmp_path)
+
+
+def make_adapter(store: ArtifactStore, seed: int) -> Artifact:
+    def write(folder: Path) -> dict[str, int]:
+        (folder / "adapter_config.json").write_text(json.dumps({"r": seed}))
+        (folder / "README.md").write_text("# Card\n")
+        return {"steps": 1}
+
+    return store.build("adapter", version=1, settings={"seed": seed}, inputs={}, write=write)
+
+
+def register(registry: Registry, adapter: Artifact, evaluation: str = "sha256:e", **tags: str) -> int:
+    return registry.register(
+        adapter.path,
+        "documents",
+        metrics={"exact_match": 0.5},
+        tags={DIGEST: adapter.digest, KEY: adapter.key, EVALUATION: evaluation, **tags},
+        params={"training.seed": "0"},
+        description="a test",
+    )
+
+
+def test_nothing_registered_needs_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    registry = Registry(tmp_path)
+    assert registry.get_champion("documents") is None
+    assert registry.versions("documents") == []
+    assert registry.find_version("documents", "sha256:x") is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_import_is_light() -> None:
+    code = "import sys, jora_tasks.registry; sys.exit('mlflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_version_is_found_by_its_digests(store: ArtifactStore) -> None:
+    registry = Registry(store.home)
+    first, second = make_adapter(store, 1), make_adapter(store, 2)
+    assert register(registry, first, "sha256:one") == 1
+    assert register(registry, second, "sha256:two") == 2
+    assert register(registry, first, "sha256:three") == 3
+
+    found = registry.find_version("documents", first.digest)
+    assert found is not None and found.version == 3
+    again = Registry(store.home).find_version("documents", first.digest, "sha256:one")
+    assert again is not None and (again.version, again.key) == (1, first.key)
+    assert registry.find_version("documents", second.digest, "sha256:one") is None
+    assert registry.find_version("others", first.digest) is None
+
+
+def test_a_run_has_metrics_params_and_files(store: ArtifactStore, tmp_path: Path) -> None:
+    registry = Registry(store.home)
+    adapter = make_adapter(store, 1)
+    report = tmp_path / "report.html"
+    report.write_text("<p>report</p>")
+    version = registry.register(
+        adapter.path,
+        "documents",
+        metrics={"exact_match": 0.75},
+        tags={DIGEST: adapter.digest},
+        params={f"setting.{i}": "x" * 7000 for i in range(120)},
+        reports=[report],
+    )
+    client = registry._client()
+    run = client.get_run(client.get_model_version("documents", str(version)).run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"exact_match": 0.75}
+    assert len(run.data.params) == 120
+    assert run.data.tags[DIGEST] == adapter.digest
+    # MLflow itself would add the path of the running program.
+    assert not any(str(store.home) in value or value.startswith("/") for value in run.data.tags.values())
+    assert {item.path for item in client.list_artifacts(run.info.run_id, "adapter")} == {
+        "adapter/README.md",
+        "adapter/adapter_config.json",
+        "adapter/manifest.json",
+    }
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "report")] == ["report/report.html"]
+
+
+def test_a_registration_that_fails_leaves_no_version(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(store.home)
+    adapter = make_adapter(store, 1)
+    client = registry._client()
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(client, "log_artifacts", full)
+    with pytest.raises(OSError, match="disk full"):
+        register(registry, adapter)
+    assert registry.versions("documents") == []
+    experiment = client.get_experiment_by_name("documents").experiment_id
+    assert [run.info.status for run in client.search_runs([experiment])] == ["FAILED"]
+
+
+def test_download_gives_the_registered_files_or_refuses(store: ArtifactStore, tmp_path: Path) -> None:
+    registry = Registry(store.home)
+    adapter = make_adapter(store, 1)
+    register(registry, adapter)
+    registered = registry.get("documents", 1)
+    assert registered is not None
+    folder = registry.download(registered, tmp_path / "a")
+    assert (folder / "adapter_config.json").read_bytes() == adapter.file("adapter_config.json").read_bytes()
+
+    kept = next((store.home / "mlflow" / "artifacts").rglob("adapter_config.json"))
+    kept.write_text("{}")
+    with pytest.raises(InputError, match="are not those"):
+        registry.download(registered, tmp_path / "b")
+    for file in sorted(kept.parent.iterdir()):
+        file.unlink()
+    kept.parent.rmdir()
+    with pytest.raises(InputError, match="cannot be fetched"):
+        registry.download(registered, tmp_path / "c")
+
+
+def test_promotion_and_rollback_walk_the_history(store: ArtifactStore) -> None:
+    registry = Registry(store.home)
+    for seed in (1, 2, 3):
+        register(registry, make_adapter(store, seed))
+
+    def champion() -> int:
+        found = registry.get_champion("documents")
+        assert found is not None
+        return found.version
+
+    assert registry.get_champion("documents") is None
+    assert registry.promote("documents", 1) is None
+    with pytest.raises(InputError, match="no earlier champion"):
+        registry.rollback("documents")
+    assert registry.promote("documents", 2) == 1
+    assert registry.promote("documents", 2) == 2
+    assert registry.promote("documents", 3) == 2
+    assert champion() == 3
+    assert registry.rollback("documents") == 2 == champion()
+    assert registry.rollback("documents") == 1 == champion()
+    with pytest.raises(InputError, match="no earlier champion"):
+        registry.rollback("documents")
+    assert registry.promote("documents", 3) == 1
+    assert registry.rollback("documents") == 1 == champion()
+    with pytest.raises(InputError, match=r"no version 9 .* 1, 2, 3"):
+        registry.promote("documents", 9)
+    with pytest.raises(InputError, match="no earlier champion"):
+        registry.rollback("others")
+
+
+def test_rollback_skips_versions_that_are_gone(store: ArtifactStore) -> None:
+    registry = Registry(store.home)
+    for seed in (1, 2, 3):
+        register(registry, make_adapter(store, seed))
+        registry.promote("documents", seed)
+    registry._client().delete_model_version("documents", "2")
+    assert registry.rollback("documents") == 1
+
+
+def test_a_kill_inside_promote_does_not_spoil_the_history(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(store.home)
+    for seed in (1, 2, 3):
+        register(registry, make_adapter(store, seed))
+    registry.promote("documents", 1)
+    registry.promote("documents", 2)
+    with monkeypatch.context() as patch:
+
+        def killed(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(registry, "set_alias", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registry.promote("documents", 3)
+    assert registry.rollback("documents") == 1
+
+
+def test_rival_is_the_champion_or_what_the_champion_beat(store: ArtifactStore) -> None:
+    registry = Registry(store.home)
+    first, second = make_adapter(store, 1), make_adapter(store, 2)
+    assert registry.rival("documents", first.digest) is None
+    register(registry, first)
+    registry.promote("documents", 1)
+    assert registry.rival("documents", first.digest) is None
+    rival = registry.rival("documents", second.digest)
+    assert rival is not None and rival.version == 1
+    register(registry, second, **{COMPARED_WITH: "1"})
+    registry.promote("documents", 2)
+    rival = registry.rival("documents", second.digest)
+    assert rival is not None and rival.version == 1
+    rival = registry.rival("documents", first.digest)
+    assert rival is not None and rival.version == 2
+
+
+def test_everything_lies_in_the_home(store: ArtifactStore) -> None:
+    registry = Registry(store.home)
+    register(registry, make_adapter(store, 1))
+    assert registry.location == f"sqlite:///{store.home / 'mlflow' / 'mlflow.db'}"
+    with sqlite3.connect(store.home / "mlflow" / "mlflow.db") as database:
+        assert database.execute("select count(*) from model_versions").fetchone() == (1,)
+    assert list((store.home / "mlflow" / "artifacts").rglob("adapter_config.json"))
