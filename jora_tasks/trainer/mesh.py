@@ -1,0 +1,109 @@
+"""Devices in a grid, and which part of which array each one holds.
+
+Arrays name their dimensions with logical axes ("embed", "heads", …). `AxisRules` says once which mesh
+axis each of them is split over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec import MeshConfig
+from jora_tasks.trainer.config import DecoderConfig
+
+MESH_AXES = ("data", "fsdp", "tensor")
+Axes = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class AxisRules:
+    """Mesh axes of each logical axis; an axis that is not split maps to nothing.
+
+    A weight's ``embed`` is split over fsdp (ZeRO-3, arXiv 1910.02054) and gathered where it is used;
+    heads, ff and vocab are split over tensor (Megatron, arXiv 1909.08053). An activation's residual
+    stream is ``stream``: whole on every device that holds its rows.
+    """
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    sequence: tuple[str, ...] = ()
+    stream: tuple[str, ...] = ()
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    ff: tuple[str, ...] = ("tensor",)
+    vocab: tuple[str, ...] = ("tensor",)
+    rank: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Logical axes → partition, as ("layers", "heads", "embed") → P(None, "tensor", "fsdp")."""
+        parts = [getattr(self, axis) if axis else () for axis in axes]
+        used = [name for part in parts for name in part]
+        if len(used) != len(set(used)):
+            raise ValueError(f"{axes} would be split twice over one mesh axis: {parts}")
+        return PartitionSpec(*((part if len(part) > 1 else part[0]) if part else None for part in parts))
+
+
+RULES = AxisRules()
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with axes data, fsdp and tensor over the given devices, by default all of them.
+
+    Raises:
+      InputError: if the mesh needs more devices than there are.
+    """
+    available = list(jax.devices() if devices is None else devices)
+    shape = (config.data, config.fsdp, config.tensor)
+    needed = config.data * config.fsdp * config.tensor
+    if needed > len(available):
+        raise InputError(
+            f"training.mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} needs {needed} "
+            f"devices, but {len(available)} {available[0].platform} device(s) are there; make it smaller."
+        )
+    return Mesh(np.array(available[:needed]).reshape(shape), MESH_AXES)
+
+
+def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
+    """Refuse a mesh that would cut a head or leave devices unequal parts of a weight.
+
+    Raises:
+      InputError: naming the model's size and the mesh axis that does not divide it.
+    """
+    if mesh is None:
+        return
+    sizes = (
+        ("num_attention_heads", config.num_attention_heads, "tensor"),
+        ("num_key_value_heads", config.num_key_value_heads, "tensor"),
+        ("intermediate_size", config.intermediate_size, "tensor"),
+        ("vocab_size", config.vocab_size, "tensor"),
+        ("hidden_size", config.hidden_size, "fsdp"),
+    )
+    for name, size, axis in sizes:
+        if size % mesh.shape[axis]:
+            raise InputError(
+                f"training.mesh.{axis} {mesh.shape[axis]} does not divide the model's {name} {size}; "
+                f"use a divisor of {size}."
+            )
+
+
+def sharding(mesh: Mesh | None, axes: Axes) -> NamedSharding | None:
+    """Where an array of these logical axes lies; None without a mesh."""
+    return None if mesh is None else NamedSharding(mesh, RULES.spec(axes))
+
+
+def batch_multiple(mesh: Mesh | None) -> int:
+    """The number of rows must be a multiple of this."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, axes: Axes) -> jax.Array:
+    """Tell the compiler where an intermediate array lies; nothing without a mesh."""
+    place = sharding(mesh, axes)
+    return x if place is None else jax.lax.with_sharding_constraint(x, place)
