@@ -1,0 +1,197 @@
+"""Talks to a local Airflow through its public API."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+UNFINISHED = ("queued", "running")
+
+
+class AirflowApiError(RuntimeError):
+    """Airflow refused a request; the message is what it said.
+
+    Attributes:
+      status: the HTTP status, such as 400 for settings out of bounds.
+    """
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class AirflowClient:
+    """The calls that start and follow DAG runs.
+
+    Records are the API's own JSON objects: https://airflow.apache.org/docs/apache-airflow/stable/stable-rest-api-ref.html
+    """
+
+    def __init__(self, url: str, timeout: float = 60.0) -> None:
+        # Loopback: never by a proxy. Retries cover a connection dropped while every core is busy.
+        self._http = httpx.Client(
+            base_url=url, timeout=timeout, trust_env=False, transport=httpx.HTTPTransport(retries=3)
+        )
+        self._token = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def health(self) -> dict[str, Any]:
+        """Component → its status and last heartbeat. Needs no token."""
+        response = self._http.get("/api/v2/monitor/health")
+        response.raise_for_status()
+        return response.json()
+
+    def import_errors(self) -> list[dict[str, Any]]:
+        """DAG files that could not be read: ``filename``, ``stack_trace``, ``timestamp``."""
+        return self._call("GET", "importErrors")["import_errors"]
+
+    def dag(self, dag_id: str) -> dict[str, Any] | None:
+        """The DAG's record, or None where Airflow has not read it yet."""
+        try:
+            return self._call("GET", f"dags/{dag_id}")
+        except AirflowApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def unpause(self, dag_id: str) -> None:
+        """Let the DAG's runs start."""
+        self._call("PATCH", f"dags/{dag_id}", json={"is_paused": False})
+
+    def ensure_pool(self, name: str, slots: int, description: str) -> None:
+        """Create the pool unless it exists; slots that someone chose stay."""
+        try:
+            self._call(
+                "POST",
+                "pools",
+                json={
+                    "name": name,
+                    "slots": slots,
+                    "description": description,
+                    "include_deferred": False,
+                },
+            )
+        except AirflowApiError as error:
+            if error.status != 409:
+                raise
+
+    def trigger(self, dag_id: str, conf: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Start a run by hand; the record of the new run, with its ``dag_run_id``.
+
+        Raises:
+          AirflowApiError: status 400 if a setting in ``conf`` is out of bounds.
+        """
+        return self._call("POST", f"dags/{dag_id}/dagRuns", json={"logical_date": None, "conf": conf or {}})
+
+    def dag_run(self, dag_id: str, run_id: str) -> dict[str, Any]:
+        """The run's record; ``state`` is queued, running, success or failed."""
+        return self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}")
+
+    def dag_runs(self, dag_id: str, since: str | None = None) -> list[dict[str, Any]]:
+        """Runs of the DAG that were due at ``since`` (ISO 8601) or later, newest first."""
+        parameters = {"order_by": "-run_after", "limit": "100"} | ({"run_after_gte": since} if since else {})
+        return self._call("GET", f"dags/{dag_id}/dagRuns", params=parameters)["dag_runs"]
+
+    def triggered_runs(self, dag_id: str, run_id: str) -> list[dict[str, str]]:
+        """The runs, of whatever DAG, that asset events of this run led to: ``dag_id`` and ``run_id``."""
+        events = self._call(
+            "GET", "assets/events", params={"source_dag_id": dag_id, "source_run_id": run_id, "limit": "100"}
+        )["asset_events"]
+        runs = {
+            (run["dag_id"], run["run_id"]): {"dag_id": run["dag_id"], "run_id": run["run_id"]}
+            for event in events
+            for run in event["created_dagruns"]
+        }
+        return list(runs.values())
+
+    def task_instances(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
+        """The run's tasks with ``task_id``, ``state``, ``try_number``, ``start_date``, ``duration``."""
+        return self._call("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances", params={"limit": "100"})[
+            "task_instances"
+        ]
+
+    def xcom(self, dag_id: str, run_id: str, task_id: str) -> Any:
+        """What the task returned, or None if it returned nothing (yet)."""
+        try:
+            return self._call(
+                "GET",
+                f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/xcomEntries/return_value",
+                params={"deserialize": "false", "stringify": "false"},
+            )["value"]
+        except AirflowApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    def task_log(
+        self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, lines: int = 20
+    ) -> list[str]:
+        """The last lines of a task's log, without times and marks."""
+        content = self._call(
+            "GET",
+            f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/logs/{try_number}",
+            params={"full_content": "true"},
+        )["content"]
+        texts = [line if isinstance(line, str) else str(line.get("event", "")) for line in content]
+        return [text for text in texts if text and not text.startswith(("::group::", "::endgroup::"))][
+            -lines:
+        ]
+
+    def cancel_unfinished(self, dag_id: str) -> list[str]:
+        """Fail every queued or running run of the DAG, which ends its tasks; their run ids."""
+        run_ids = [
+            run["dag_run_id"]
+            for state in UNFINISHED
+            for run in self._call("GET", f"dags/{dag_id}/dagRuns", params={"state": state, "limit": "100"})[
+                "dag_runs"
+            ]
+        ]
+        for run_id in run_ids:
+            self._call("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+        return run_ids
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        if not self._token:
+            self._token = self._new_token()
+        response = self._send(method, path, arguments)
+        if response.status_code == 401:  # the token has a day; a run followed for longer needs another
+            self._token = self._new_token()
+            response = self._send(method, path, arguments)
+        if response.is_error:
+            raise AirflowApiError(
+                f"{method} {path}: Airflow answers {response.status_code}, {_detail(response)}",
+                response.status_code,
+            )
+        return response.json() if response.content else None
+
+    def _send(self, method: str, path: str, arguments: dict[str, Any]) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        return self._http.request(method, f"/api/v2/{path}", headers=headers, **arguments)
+
+    def _new_token(self) -> str:
+        response = self._http.get("/auth/token")
+        if response.is_error:
+            raise AirflowApiError(
+                f"GET /auth/token: Airflow answers {response.status_code}, {_detail(response)}",
+                response.status_code,
+            )
+        return response.json()["access_token"]
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        detail = response.json().get("detail")
+    except (ValueError, AttributeError):
+        detail = None
+    return str(detail or response.text)[:2000]

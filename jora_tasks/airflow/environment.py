@@ -1,0 +1,105 @@
+"""The environment of a local Airflow: SQLite, LocalExecutor, loopback only, nothing sent home.
+
+Everything is set by environment variables, so the settings are seen in one place and a user's own
+Airflow is never touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+LOOPBACK = "127.0.0.1"
+GPU_POOL, GPU_QUEUE = "gpu", "gpu"
+# Which local Airflow a process belongs to. No one exports it by hand, as people do AIRFLOW_HOME.
+OWNER = "JORA_LOCAL_AIRFLOW"
+
+
+def airflow_home(home: Path) -> Path:
+    """Where the local Airflow of this home keeps its database, logs and state."""
+    return home / "airflow"
+
+
+def events_file(home: Path) -> Path:
+    """Where OpenLineage events are appended, one JSON object a line."""
+    return home / "openlineage" / "events.jsonl"
+
+
+def airflow_environment(
+    home: Path,
+    *,
+    spec_path: Path | None,
+    dags_folder: Path,
+    port: int,
+    log_ports: tuple[int, int],
+    inherited: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """All environment variables of a local Airflow.
+
+    Variables of another Airflow are dropped, so that its database or secrets are never used; only
+    where its OpenLineage events go is kept, if someone set it.
+
+    Args:
+      home: JORA_HOME, absolute.
+      spec_path: the spec whose values the trigger forms offer, or None for the defaults.
+      dags_folder: folder of DAG files.
+      port: of the API server and the pages.
+      log_ports: of the log servers. They are not started, but Airflow builds addresses from them.
+      inherited: the environment to start from, by default this process's.
+    """
+    inherited = os.environ if inherited is None else inherited
+    environment = {
+        name: value for name, value in inherited.items() if not name.startswith(("AIRFLOW", OWNER))
+    }
+    lineage = {name: value for name, value in inherited.items() if name.startswith("AIRFLOW__OPENLINEAGE__")}
+    url = f"http://{LOOPBACK}:{port}"
+    transport = {"type": "file", "log_file_path": str(events_file(home)), "append": True}
+    environment |= {
+        OWNER: str(airflow_home(home)),
+        "AIRFLOW_HOME": str(airflow_home(home)),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags_folder),
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        # Every visitor is an admin without a login: right on loopback, and only there.
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__API__HOST": LOOPBACK,
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "4",  # that many idle workers; 32 by default
+        "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(log_ports[0]),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(log_ports[1]),
+        "AIRFLOW__DAG_PROCESSOR__REFRESH_INTERVAL": "10",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        # A trainer takes every core: answers may be slow then, and that is no reason to kill a task.
+        "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
+        "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "60",
+        "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "60",
+        # Tasks that a killed Airflow left behind run again soon after the next start.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "SCARF_ANALYTICS": "false",
+        "AIRFLOW__OPENLINEAGE__TRANSPORT": json.dumps(transport),
+        "AIRFLOW__OPENLINEAGE__NAMESPACE": "jora",
+        "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",  # the default forks after the task
+        "JORA_HOME": str(home),
+        # Tasks reach the API server without a proxy.
+        "NO_PROXY": _with_loopback(inherited.get("NO_PROXY")),
+        "no_proxy": _with_loopback(inherited.get("no_proxy")),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), inherited.get("PATH", os.defpath)]),
+    }
+    environment.pop("JORA_SPEC", None)
+    if spec_path is not None:
+        environment["JORA_SPEC"] = str(spec_path)
+    return environment | lineage
+
+
+def _with_loopback(no_proxy: str | None) -> str:
+    return ",".join(dict.fromkeys([*filter(None, (no_proxy or "").split(",")), LOOPBACK, "localhost"]))

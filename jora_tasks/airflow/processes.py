@@ -1,0 +1,95 @@
+"""Find and end the processes of one session, and only those."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import psutil
+
+_SAME_START = 0.5  # seconds by which two readings of one process's start may differ
+
+
+def is_same(pid: int, started: float) -> bool:
+    """Whether the process of this id is alive and is the one that started then (ids are reused)."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < _SAME_START and _alive(process)
+    except psutil.Error:
+        return False
+
+
+def members(pid: int, started: float, mark: tuple[str, str]) -> list[psutil.Process]:
+    """The living processes of a session's leader: its session, its descendants, those with its mark.
+
+    A mark is an environment variable and its value. Some of Airflow's processes overwrite their
+    environment with a title and some leave for other process groups, so no single sign finds all.
+
+    Args:
+      pid: the leader, which may be gone.
+      started: when the leader started; a later process of the same id is not taken for it.
+      mark: environment variable and value that every process of the session was started with.
+    """
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    reused = psutil.pid_exists(pid) and not _started_then(pid, started)
+    found: dict[int, psutil.Process] = {}
+    if not reused:
+        with contextlib.suppress(psutil.Error):
+            leader = psutil.Process(pid)
+            found = {process.pid: process for process in [leader, *leader.children(recursive=True)]}
+    for process in psutil.process_iter():
+        if process.pid in found or process.pid in own:
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            in_session = not reused and os.getsid(process.pid) == pid
+            if in_session or process.environ().get(mark[0]) == mark[1]:
+                found[process.pid] = process
+    return [process for process in found.values() if process.pid not in own and _alive(process)]
+
+
+def end(find: Callable[[], list[psutil.Process]], grace: float) -> list[psutil.Process]:
+    """Wait for processes to end, kill those that do not, and return those that even then are left.
+
+    Args:
+      find: tells who is still there; asked again, since the dying may leave children behind.
+      grace: seconds to wait before SIGKILL.
+    """
+    deadline = time.monotonic() + grace
+    while (left := find()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    deadline = time.monotonic() + 5
+    while left and time.monotonic() < deadline:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.1)
+        left = find()
+    return left
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Signal a process group; one that is gone is no error."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)
+
+
+def _started_then(pid: int, started: float) -> bool:
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < _SAME_START
+    except psutil.Error:
+        return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Not gone, and not a zombie that waits for its parent; our own zombies are reaped here."""
+    try:
+        if process.status() != psutil.STATUS_ZOMBIE:
+            return True
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+    except psutil.Error:
+        pass
+    return False
