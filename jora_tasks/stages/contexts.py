@@ -1,0 +1,153 @@
+"""Index and questions → contexts: the best chunks for every question, and how good retrieval is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
+from jora_tasks.progress import Progress
+from jora_tasks.spec import RunSpec
+from jora_tasks.stages.corpus import document_texts
+from jora_tasks.stages.index import open_embedder
+
+if TYPE_CHECKING:
+    from retrieval.chunking import Chunk
+    from retrieval.index import Hit
+
+VERSION = 1
+CONTEXTS = "contexts.parquet"
+
+
+def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
+    """Retrieve ``retrieval.top_k`` chunks for every question.
+
+    The artifact holds ``contexts.parquet``, one row a question, chunks by rank. Its counts hold
+    ``questions`` by split, ``recall_at_k`` of the test questions with evidence (and of every split),
+    and ``evidence_missing``: how many pieces of evidence the documents no longer have.
+
+    Raises:
+      InputError: for a malformed questions file, or an index that another embedder built.
+    """
+    from retrieval.questions import SPLITS, load_questions
+
+    path = Path(spec.questions.path)
+    questions = load_questions(path, spec.questions.dev_fraction, spec.questions.test_fraction)
+    source = Source("questions", path.name, digest_file(path))
+
+    def write(target: Path) -> Mapping[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        from retrieval.evidence import resolve
+        from retrieval.index import Index
+
+        opened = Index(index.path)
+        embedder = open_embedder(spec, store)
+        opened.check_embedder(embedder.identity)
+        texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
+        vectors = embedder.embed_questions(
+            [question.question for question in questions],
+            spec.index.batch_size,
+            lambda done: progress("contexts", done=done, total=len(questions), unit="questions"),
+        )
+        rows, missing = [], 0
+        for question, hits in zip(questions, opened.search(vectors, spec.retrieval.top_k), strict=True):
+            spans = [resolve(evidence, texts) for evidence in question.evidence]
+            missing += spans.count(None)
+            rows.append(
+                {
+                    "question_id": question.id,
+                    "question": question.question,
+                    "answers": list(question.answers),
+                    "split": question.split,
+                    "group": question.group,
+                    "evidence": [vars(span) for span in spans if span],
+                    "contexts": [_context(hit) for hit in hits],
+                }
+            )
+        pq.write_table(pa.Table.from_pylist(rows, schema=contexts_schema()), target / CONTEXTS)
+        recall = _recall(rows, opened.chunks, spec.retrieval.top_k)
+        return {
+            "questions": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
+            "with_evidence": sum(bool(row["evidence"]) for row in rows),
+            "evidence_missing": missing,
+            "recall_at_k": recall["test"],
+            "recall_at_k_by_split": recall,
+        }
+
+    return store.build(
+        "contexts",
+        version=VERSION,
+        settings={
+            "top_k": spec.retrieval.top_k,
+            "dev_fraction": spec.questions.dev_fraction,
+            "test_fraction": spec.questions.test_fraction,
+        },
+        inputs={"index": index, "questions": source},
+        write=write,
+    )
+
+
+def contexts_schema() -> Any:
+    """Columns of ``contexts.parquet``."""
+    import pyarrow as pa
+
+    span = [("document_id", pa.string()), ("start", pa.int64()), ("end", pa.int64())]
+    context = pa.struct(
+        [
+            ("chunk_id", pa.string()),
+            *span,
+            ("heading", pa.string()),
+            ("text", pa.string()),
+            ("rank", pa.int32()),
+            ("score", pa.float32()),
+        ]
+    )
+    return pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("question", pa.string()),
+            ("answers", pa.list_(pa.string())),
+            ("split", pa.string()),
+            ("group", pa.string()),
+            ("evidence", pa.list_(pa.struct(span))),
+            ("contexts", pa.list_(context)),
+        ]
+    )
+
+
+def _context(hit: Hit) -> dict[str, Any]:
+    chunk = hit.chunk
+    return {
+        "chunk_id": chunk.id,
+        "document_id": chunk.document_id,
+        "start": chunk.start,
+        "end": chunk.end,
+        "heading": chunk.heading,
+        "text": chunk.text,
+        "rank": hit.rank,
+        "score": hit.score,
+    }
+
+
+def _recall(rows: list[dict[str, Any]], chunks: list[Chunk], top_k: int) -> dict[str, dict[str, float]]:
+    """Split → k → mean recall over its questions with evidence; k is 1 and ``top_k``."""
+    from retrieval.evidence import Span, by_document, relevant_chunks
+    from retrieval.measures import mean, recall_at
+    from retrieval.questions import SPLITS
+
+    chunks_of = by_document(chunks)
+    scored: dict[str, dict[int, list[float]]] = {split: {1: [], top_k: []} for split in SPLITS}
+    for row in rows:
+        spans = [Span(**span) for span in row["evidence"]]
+        relevant = [chunk.id for chunk in relevant_chunks(spans, chunks_of)]
+        ranked = [context["chunk_id"] for context in row["contexts"]]
+        if relevant:
+            for k, values in scored[row["split"]].items():
+                values.append(recall_at(ranked, relevant, k))
+    return {
+        split: {str(k): value for k, values in each.items() if (value := mean(values)) is not None}
+        for split, each in scored.items()
+    }

@@ -1,0 +1,88 @@
+"""Documents → corpus: normalised text with stable ids and digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_bytes, digest_file, digest_json
+from jora_tasks.errors import InputError
+from jora_tasks.progress import Progress
+from jora_tasks.spec import RunSpec
+
+VERSION = 1
+DOCUMENTS = "documents.parquet"
+
+
+def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Artifact:
+    """Read the documents folder of the spec.
+
+    The artifact holds ``documents.parquet``: document_id, source, title, text and digest, sorted by
+    document_id. Its counts say what changed since the last corpus of this name.
+
+    Raises:
+      InputError: see `retrieval.documents.load_documents`.
+    """
+    from retrieval.documents import document_files, load_documents
+
+    folder = Path(spec.documents.path)
+    files = {file.relative_to(folder).as_posix(): digest_file(file) for file in document_files(folder)}
+    source = Source("documents", folder.name, digest_json(files))
+
+    def write(target: Path) -> Mapping[str, Any]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        documents = load_documents(folder)
+        rows = [
+            {
+                "document_id": document.id,
+                "source": document.source,
+                "title": document.title,
+                "text": document.text,
+                "digest": digest_bytes(document.text.encode()),
+            }
+            for document in documents
+        ]
+        schema = pa.schema([(name, pa.string()) for name in rows[0]])
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), target / DOCUMENTS)
+        progress("corpus", done=len(documents), total=len(documents), unit="documents")
+        return {
+            "documents": len(documents),
+            "characters": sum(len(document.text) for document in documents),
+            **_changes({row["document_id"]: row["digest"] for row in rows}, _previous(spec, store)),
+        }
+
+    return store.build("corpus", version=VERSION, settings={}, inputs={"documents": source}, write=write)
+
+
+def document_texts(corpus: Artifact) -> dict[str, str]:
+    """Document id → text."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(corpus.file(DOCUMENTS), columns=["document_id", "text"]).to_pydict()
+    return dict(zip(table["document_id"], table["text"], strict=True))
+
+
+def _previous(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
+    """Document id → digest in the last corpus of this name; empty if there is none."""
+    import pyarrow.parquet as pq
+
+    try:
+        last = store.latest(spec.name, "corpus")
+    except InputError:
+        return {}
+    table = pq.read_table(last.file(DOCUMENTS), columns=["document_id", "digest"]).to_pydict()
+    return dict(zip(table["document_id"], table["digest"], strict=True))
+
+
+def _changes(now: dict[str, str], before: dict[str, str]) -> dict[str, int]:
+    common = now.keys() & before.keys()
+    unchanged = sum(now[id_] == before[id_] for id_ in common)
+    return {
+        "added": len(now.keys() - before.keys()),
+        "updated": len(common) - unchanged,
+        "removed": len(before.keys() - now.keys()),
+        "unchanged": unchanged,
+    }

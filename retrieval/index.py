@@ -1,0 +1,124 @@
+"""A folder with chunks, their vectors in faiss, and the embedder that made them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jora_tasks.errors import InputError
+from retrieval.chunking import Chunk
+from retrieval.embedding import EmbedderIdentity, check_vectors
+
+CHUNKS, VECTORS, EMBEDDER = "chunks.parquet", "index.faiss", "embedder.json"
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A chunk found for a question; ``rank`` counts from 1, ``score`` is the cosine."""
+
+    chunk: Chunk
+    rank: int
+    score: float
+
+
+def write_index(
+    folder: Path, chunks: Sequence[Chunk], vectors: np.ndarray, identity: EmbedderIdentity
+) -> None:
+    """Write the index: row i of ``vectors`` (float32 [N, D], normalised) belongs to chunk i."""
+    import faiss
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if vectors.shape != (len(chunks), identity.dimension):
+        raise ValueError(f"vectors of shape {vectors.shape} for {len(chunks)} chunks of {identity.dimension}")
+    check_vectors(vectors, identity.name)
+    pq.write_table(
+        pa.Table.from_pylist([_row(chunk) for chunk in chunks], schema=chunk_schema()), folder / CHUNKS
+    )
+    index = faiss.IndexFlatIP(identity.dimension)  # exact search
+    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    faiss.write_index(index, str(folder / VECTORS))
+    (folder / EMBEDDER).write_text(json.dumps(identity.record(), indent=2) + "\n")
+
+
+def chunk_schema() -> Any:
+    """Columns of ``chunks.parquet``."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("chunk_id", pa.string()),
+            ("document_id", pa.string()),
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("heading", pa.string()),
+            ("text", pa.string()),
+            ("n_tokens", pa.int32()),
+        ]
+    )
+
+
+def read_chunks(folder: Path) -> list[Chunk]:
+    """The chunks of an index, in the order of its vectors."""
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(folder / CHUNKS).to_pylist()
+    return [Chunk(id=row.pop("chunk_id"), **row) for row in rows]
+
+
+class Index:
+    """An index that has been written, opened for search."""
+
+    def __init__(self, folder: Path) -> None:
+        import faiss
+
+        self.chunks = read_chunks(folder)
+        self.identity = EmbedderIdentity(**json.loads((folder / EMBEDDER).read_text()))
+        self._index = faiss.read_index(str(folder / VECTORS))
+        if self._index.ntotal != len(self.chunks):
+            raise InputError(
+                f"The index in {folder} has {self._index.ntotal} vectors for {len(self.chunks)} chunks; "
+                "build it again with `jora index`."
+            )
+
+    def check_embedder(self, identity: EmbedderIdentity) -> None:
+        """Refuse an embedder other than the one that built the index.
+
+        Raises:
+          InputError: naming both; vectors of different models cannot be compared.
+        """
+        if identity != self.identity:
+            raise InputError(
+                f"The index was built by the embedder {_shown(self.identity)}, but index.embedder is "
+                f"{_shown(identity)}; build the index again with `jora index`, or name the first one."
+            )
+
+    def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
+        """The k best chunks for each row, best first; all chunks where there are fewer than k.
+
+        Args:
+          vectors: float32 [N, D], normalised.
+        """
+        scores, rows = self._index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+        return [
+            [
+                Hit(self.chunks[row], rank, float(score))
+                for rank, (row, score) in enumerate(zip(each_rows, each_scores, strict=True), start=1)
+                if row >= 0  # faiss fills up with -1
+            ]
+            for each_rows, each_scores in zip(rows, scores, strict=True)
+        ]
+
+
+def _row(chunk: Chunk) -> dict[str, Any]:
+    row = asdict(chunk)
+    return {"chunk_id": row.pop("id"), **row}
+
+
+def _shown(identity: EmbedderIdentity) -> str:
+    return f"{identity.name} ({identity.digest[:19]}, dimension {identity.dimension})"
