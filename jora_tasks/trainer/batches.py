@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,20 +20,21 @@ LENGTH_MULTIPLE = 64
 ANSWER_MULTIPLE = 8
 MAX_LENGTHS = 4
 
+Anywhere = Any  # np.ndarray on the host, jax.Array on devices
+
 
 class Batch(NamedTuple):
     """Arrays of one update: A micro-batches of B rows, right-padded to S tokens and K scored entries.
 
-    ``tokens`` int32 [A, B, S]; ``mask`` bool [A, B, S], false on padding; ``positions`` and
-    ``targets`` int32 [A, B, K], the position before each scored token and its id; ``scored`` bool
-    [A, B, K], false where an entry pads.
+    ``tokens`` int32 [A, B, S]; ``positions`` and ``targets`` int32 [A, B, K], the position before each
+    scored token and its id; ``scored`` bool [A, B, K], false where an entry pads. Padding needs no mask
+    of its own: under causal attention no token sees what follows it, and padding is never scored.
     """
 
-    tokens: np.ndarray
-    mask: np.ndarray
-    positions: np.ndarray
-    targets: np.ndarray
-    scored: np.ndarray
+    tokens: Anywhere
+    positions: Anywhere
+    targets: Anywhere
+    scored: Anywhere
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,10 @@ class Batches:
         entries = self._answer_widths[self.lengths.index(update.length)]
         batch = Batch(
             tokens=np.zeros((rows, update.length), np.int32),
-            mask=np.zeros((rows, update.length), bool),
             positions=np.zeros((rows, entries), np.int32),
             targets=np.zeros((rows, entries), np.int32),
             scored=np.zeros((rows, entries), bool),
         )
-        batch.mask[:, 0] = True  # an empty row attends to itself: a softmax over nothing is NaN
         for row, example in enumerate(examples):
             _fill(batch, row, example)
         return Batch(*(array.reshape(self.accumulation, self.batch_size, -1) for array in batch))
@@ -140,24 +139,20 @@ def padded_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
     # best[j]: least padded tokens for the j shortest distinct lengths, and the lengths chosen.
     best: list[tuple[int, tuple[int, ...]]] = [(0, ())] + [(1 << 62, ())] * len(rounded)
     for _ in range(min(MAX_LENGTHS, len(rounded))):
-        previous = best
-        best = [(0, ())] + [
-            min(
-                (
-                    previous[i][0] + int(rounded[j] * (seen[j + 1] - seen[i])),
-                    (*previous[i][1], int(rounded[j])),
+        longer: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        for j, length in enumerate(map(int, rounded)):
+            longer.append(
+                min(
+                    (best[i][0] + length * int(seen[j + 1] - seen[i]), (*best[i][1], length))
+                    for i in range(j + 1)
                 )
-                for i in range(j + 1)
             )
-            for j in range(len(rounded))
-        ]
+        best = longer
     return best[-1][1]
 
 
 def _fill(batch: Batch, row: int, example: Example) -> None:
-    length = len(example.input_ids)
-    batch.tokens[row, :length] = example.input_ids
-    batch.mask[row, :length] = True
+    batch.tokens[row, : len(example.input_ids)] = example.input_ids
     targets = np.flatnonzero(example.scored)
     batch.positions[row, : len(targets)] = targets - 1
     batch.targets[row, : len(targets)] = example.input_ids[targets]

@@ -67,7 +67,7 @@ class Example:
             )
         if mask[0]:
             raise InputError(
-                f"example {id} scores its first token, which nothing predicts; put a prompt before the answer."
+                f"example {id} scores its first token, which nothing predicts; put a prompt before it."
             )
         if max_length is not None and len(ids) > max_length:
             raise InputError(

@@ -97,7 +97,7 @@ def test_bad_records_are_named(text, expected, tokenizer_folder, tmp_path):
 
 
 def test_missing_and_binary_files_are_named(tokenizer_folder, tmp_path):
-    with pytest.raises(InputError, match="absent.json: No such file"):
+    with pytest.raises(InputError, match=r"absent\.json: No such file"):
         load_dataset(tmp_path / "absent.json", tokenizer_folder)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-8"):

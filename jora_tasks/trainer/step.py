@@ -1,0 +1,148 @@
+"""One update: gradients of the adapter alone, clipped, through AdamW.
+
+`make_step` gives a pure function of trees, to be jitted with the adapter and the optimizer state
+donated. The frozen base is an argument of its own, never donated and never differentiated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from jora_tasks.spec import LoraConfig, TrainConfig
+from jora_tasks.trainer.batches import Batch
+from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.loss import answer_loss
+from jora_tasks.trainer.mesh import sharding
+from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
+
+Tree = Any
+Step = Callable[..., tuple[Tree, Tree, dict[str, Array]]]
+
+
+def make_schedule(training: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to zero.
+
+    The first of w warm-up updates has peak / (w + 1), so none is spent at rate zero; update w has the
+    peak. E.g. peak 1, w = 3, 9 updates: 0.25, 0.5, 0.75, 1, ..., 0.067.
+    """
+    peak = training.learning_rate
+    warmup = min(round(training.warmup_ratio * total_steps), total_steps - 1)
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1)),
+            optax.cosine_decay_schedule(peak, total_steps - warmup),
+        ],
+        [warmup],
+    )
+
+
+def make_optimizer(training: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) behind clipping by the global norm."""
+    return optax.chain(
+        optax.clip_by_global_norm(training.max_grad_norm),
+        optax.adamw(make_schedule(training, total_steps), weight_decay=training.weight_decay),
+    )
+
+
+def make_step(
+    config: DecoderConfig,
+    lora_config: LoraConfig,
+    training: TrainConfig,
+    total_steps: int,
+    mesh: Mesh | None = None,
+) -> Step:
+    """The update as a pure function.
+
+    Returns:
+      ``step(lora, opt_state, base, batch, number) -> (lora, opt_state, metrics)``. ``batch`` is a
+      `Batch` of A micro-batches, whose summed losses and token counts are divided once, so that every
+      scored token weighs the same however the examples are grouped. ``number`` (int32, from 0) seeds
+      dropout. ``metrics``: ``loss`` (mean over scored tokens), ``grad_norm`` (before clipping) and
+      ``learning_rate``, f32 scalars.
+    """
+    optimizer = make_optimizer(training, total_steps)
+    schedule = make_schedule(training, total_steps)
+
+    def summed_loss(lora: Tree, base: Tree, micro: Batch, key: Array | None) -> tuple[Array, Int[Array, ""]]:
+        hidden = hidden_states(
+            config,
+            lora_config,
+            base,
+            lora,
+            micro.tokens,
+            dropout_key=key,
+            remat=training.remat,
+            mesh=mesh,
+        )
+        return answer_loss(hidden, head_weight(config, base), micro.positions, micro.targets, micro.scored)
+
+    def step(
+        lora: Tree, opt_state: Tree, base: Tree, batch: Batch, number: Int[Array, ""]
+    ) -> tuple[Tree, Tree, dict[str, Array]]:
+        key = jax.random.fold_in(jax.random.key(training.seed), number) if lora_config.lora_dropout else None
+
+        def micro_gradient(micro: Batch, index: Array | int) -> tuple[Tree, Array, Array]:
+            micro_key = None if key is None else jax.random.fold_in(key, index)
+            (loss, count), gradient = jax.value_and_grad(summed_loss, has_aux=True)(
+                lora, base, micro, micro_key
+            )
+            return gradient, loss, count
+
+        def accumulate(total: Tree, item: tuple[Batch, Array]) -> tuple[Tree, None]:
+            return jax.tree.map(jnp.add, total, micro_gradient(*item)), None
+
+        parts = batch.tokens.shape[0]
+        if parts == 1:
+            gradient, loss, count = micro_gradient(Batch(*(array[0] for array in batch)), 0)
+        else:
+            nothing = (jax.tree.map(jnp.zeros_like, lora), jnp.zeros(()), jnp.zeros((), jnp.int32))
+            (gradient, loss, count), _ = jax.lax.scan(accumulate, nothing, (batch, jnp.arange(parts)))
+        tokens = jnp.maximum(count, 1).astype(jnp.float32)
+        gradient = jax.tree.map(lambda leaf: leaf / tokens, gradient)
+        updates, opt_state = optimizer.update(gradient, opt_state, lora)
+        metrics = {
+            "loss": loss / tokens,
+            "grad_norm": optax.global_norm(gradient),
+            "learning_rate": jnp.asarray(schedule(number), jnp.float32),
+        }
+        return optax.apply_updates(lora, updates), opt_state, metrics
+
+    return step
+
+
+def compile_step(
+    model: LanguageModel, training: TrainConfig, total_steps: int, opt_state: Tree, batch: Batch
+) -> Step:
+    """Compile the update for this batch's shape, adapter and optimizer state donated.
+
+    State comes out where it went in, so that every shape's program takes every other's results.
+    """
+    if model.lora is None or model.lora_config is None:
+        raise ValueError("the model has no adapter to train; load it with lora= or adapter=")
+    step = make_step(model.config, model.lora_config, training, total_steps, model.mesh)
+    state = (model.lora, opt_state)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None))
+    return compiled.lower(*state, model.base, batch, jnp.int32(0)).compile()
+
+
+def init_optimizer(model: LanguageModel, training: TrainConfig, total_steps: int) -> Tree:
+    """The optimizer's first state: moments where the adapter's arrays are, scalars on every device."""
+    state = make_optimizer(training, total_steps).init(model.lora)
+    if model.mesh is None:
+        return state
+    everywhere = NamedSharding(model.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, everywhere), state)
+
+
+def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """Put the arrays on the devices, rows split over the mesh's data and fsdp axes."""
+    place = sharding(mesh, (None, "batch", None))
+    return Batch(*(jax.device_put(array, place) for array in batch))
