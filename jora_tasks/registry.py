@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 CANDIDATE, CHAMPION = "candidate", "champion"
 ADAPTER_FOLDER, REPORT_FOLDER = "adapter", "report"
 # Tags of a version.
-DIGEST, KEY, EVALUATION, COMPARED_WITH, CHAMPION_SINCE = (
+DIGEST, KEY, EVALUATION, BASE_MODEL, COMPARED_WITH, CHAMPION_SINCE = (
     "jora.adapter_digest",
     "jora.adapter_key",
     "jora.evaluation_digest",
+    "jora.base_model_digest",
     "jora.compared_with",
     "jora.champion_since",
 )

@@ -63,7 +63,7 @@ def mean_interval(
     if ids.shape != array.shape:
         raise InputError(f"{array.size} values have {ids.size} cluster ids; give one id for each value.")
     _, member = np.unique(ids, return_inverse=True)
-    sums = np.bincount(member, weights=array)
+    sums = np.bincount(member, weights=array).astype(np.float64)
     sizes = np.bincount(member).astype(np.float64)
     means = _resampled_means(sums, sizes, samples, seed)
     tail = (1 - confidence) / 2

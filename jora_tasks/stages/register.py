@@ -1,0 +1,210 @@
+"""Registration: a version in the registry, and the champion's place if the gate says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jora_tasks import __version__
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.errors import InputError
+from jora_tasks.evaluation.gate import check, judge, verdict
+from jora_tasks.evaluation.summary import ADAPTER, BASE
+from jora_tasks.progress import Progress
+from jora_tasks.registry import (
+    BASE_MODEL,
+    CANDIDATE,
+    CHAMPION,
+    CHAMPION_SINCE,
+    COMPARED_WITH,
+    DIGEST,
+    EVALUATION,
+    KEY,
+    RegisteredAdapter,
+    Registry,
+)
+from jora_tasks.spec import RunSpec
+
+# Settings that may hold a local path; a registry is shared, so it gets the last name alone.
+_PATHS = ("documents.path", "questions.path", "index.embedder", "model.base")
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What became of an adapter in the registry.
+
+    Attributes:
+      name: of the registered model.
+      version: its version there.
+      alias: "champion" if this version is the champion now, else "candidate".
+      reused: whether the version was there already.
+      verdict: the gate's, with each check's expected and actual.
+    """
+
+    name: str
+    version: int
+    alias: str
+    reused: bool
+    verdict: dict[str, Any]
+
+
+def register_adapter(
+    spec: RunSpec, adapter: Artifact, evaluation: Artifact, store: ArtifactStore, progress: Progress
+) -> Registration:
+    """Register an adapter with its evaluation; the same two are registered once.
+
+    A version becomes champion if the gate says so, ``registry.promote`` is on, the champion is still
+    the one that it was compared with, and it was not champion before: a champion that people rolled
+    back stays back.
+
+    Raises:
+      InputError: if the evaluation is of another adapter.
+    """
+    _check_pair(adapter, evaluation)
+    registry = Registry(store.home)
+    report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
+    judged = _judge_now(report, registry.rival(spec.name, adapter.digest))
+
+    found = registry.find_version(spec.name, adapter.digest, evaluation.digest)
+    if found is None:
+        progress("register", done=0, total=1, unit="versions")
+        version = registry.register(
+            adapter.path,
+            spec.name,
+            metrics=_metrics(report, adapter),
+            tags=_tags(adapter, evaluation, report),
+            params=dict(_params(spec.model_dump(mode="json"))),
+            reports=[evaluation.file("report.json"), evaluation.file("report.html")],
+            description=_describe(report),
+        )
+    else:
+        version = found.version
+    newest = registry.get_alias(spec.name, CANDIDATE)
+    if newest is None or newest.version < version:
+        registry.set_alias(spec.name, CANDIDATE, version)
+
+    was_champion = found is not None and CHAMPION_SINCE in found.tags
+    if judged["alias"] == CHAMPION and spec.registry.promote and not was_champion:
+        registry.promote(spec.name, version)
+    champion = registry.get_champion(spec.name)
+    alias = CHAMPION if champion is not None and champion.version == version else CANDIDATE
+    return Registration(spec.name, version, alias, found is not None, judged)
+
+
+def promote(store: ArtifactStore, name: str, version: int) -> int | None:
+    """Make a version champion by hand; returns the version that was champion before, if any.
+
+    Raises:
+      InputError: if there is no such version.
+    """
+    return Registry(store.home).promote(name, version)
+
+
+def rollback(store: ArtifactStore, name: str) -> int:
+    """Give the champion's place back to the champion before; returns its version.
+
+    Raises:
+      InputError: if there was none before.
+    """
+    return Registry(store.home).rollback(name)
+
+
+def _check_pair(adapter: Artifact, evaluation: Artifact) -> None:
+    evaluated = evaluation.manifest["inputs"]["adapter"]
+    if evaluated["digest"] != adapter.digest:
+        raise InputError(
+            f"Evaluation {evaluation.key} is of adapter {evaluated['key']}, not of {adapter.key}; "
+            "run `jora evaluate` for this adapter."
+        )
+
+
+def _judge_now(report: Mapping[str, Any], rival: RegisteredAdapter | None) -> dict[str, Any]:
+    """The gate's verdict, and whether the champion is still the one of the report."""
+    compared = report["champion"]["version"] if report["champion"] else None
+    current = rival.version if rival else None
+    unchanged = check(
+        "champion_unchanged",
+        f"champion to beat: {_version(compared)}, as evaluated",
+        _version(current),
+        compared == current,
+    )
+    return verdict([*judge(report)["checks"], unchanged])
+
+
+def _version(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"
+
+
+def _metrics(report: Mapping[str, Any], adapter: Artifact) -> dict[str, float]:
+    metrics: dict[str, float] = {"test_questions": report["questions"]}
+    for arm, figures in report["arms"].items():
+        metrics |= _with_interval(arm, figures)
+    metrics |= _with_interval(f"minus_{BASE}", report["difference"])
+    if report["champion"] and report["champion"]["difference"]:
+        metrics |= _with_interval("minus_champion", report["champion"]["difference"])
+    metrics |= _numbers("recall_at", report["retrieval"]["recall_at_k"])
+    return metrics | _numbers("training", adapter.counts)
+
+
+def _with_interval(prefix: str, figures: Mapping[str, Any]) -> dict[str, float]:
+    metrics = {}
+    for measure, (low, high) in figures["interval"].items():
+        metrics[f"{prefix}.{measure}"] = figures[measure]
+        metrics[f"{prefix}.{measure}.low"] = low
+        metrics[f"{prefix}.{measure}.high"] = high
+    return metrics
+
+
+def _numbers(prefix: str, value: Any) -> dict[str, float]:
+    """The numbers of a nested mapping, by dotted name."""
+    if isinstance(value, Mapping):
+        return {
+            name: number
+            for key, item in value.items()
+            for name, number in _numbers(f"{prefix}.{key}", item).items()
+        }
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {prefix: float(value)} if is_number else {}
+
+
+def _tags(adapter: Artifact, evaluation: Artifact, report: Mapping[str, Any]) -> dict[str, str]:
+    compared = report["champion"]["version"] if report["champion"] else ""
+    tags = {
+        DIGEST: adapter.digest,
+        KEY: adapter.key,
+        EVALUATION: evaluation.digest,
+        "jora.evaluation_key": evaluation.key,
+        "jora.prompts_digest": evaluation.manifest["inputs"]["prompts"]["digest"],
+        "jora.base_model": report["base_model"]["name"],
+        BASE_MODEL: report["base_model"]["digest"],
+        "jora.code_version": __version__,
+        COMPARED_WITH: str(compared),
+    }
+    airflow_run = adapter.manifest.get("provenance", {}).get("airflow_run")
+    return tags | ({"jora.airflow_run": str(airflow_run)} if airflow_run else {})
+
+
+def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Flat settings, local paths cut to their last name."""
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _params(value, f"{name}.")
+        elif name in _PATHS and (Path(value).is_absolute() or Path(value).exists()):
+            yield name, Path(value).name
+        elif isinstance(value, str):
+            yield name, value
+        else:
+            yield name, json.dumps(value)
+
+
+def _describe(report: Mapping[str, Any]) -> str:
+    figures, base = report["arms"][ADAPTER], report["arms"][BASE]
+    low, high = figures["interval"]["exact_match"]
+    return (
+        f"Exact match {figures['exact_match']:.3f} [{low:.3f}, {high:.3f}] on {figures['n']} "
+        f"held-out questions; the base with the same contexts {base['exact_match']:.3f}."
+    )
