@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -40,12 +40,13 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+def _events(as_json: bool) -> Sink:
+    """Bars on a terminal, lines anywhere else."""
+    return RichSink() if sys.stderr.isatty() and not as_json else LineSink()
+
+
 def _progress(as_json: bool) -> Progress:
-    sinks: list[Sink] = []
-    if sys.stderr.isatty() and not as_json:
-        sinks.append(RichSink())
-    else:
-        sinks.append(LineSink())
+    sinks = [_events(as_json)]
     if os.environ.get("JORA_PROGRESS"):
         sinks.append(FileSink(os.environ["JORA_PROGRESS"]))
     return Progress(*sinks)
@@ -144,6 +145,80 @@ def models(
         return
     for role, folder in found.items():
         console.print(f"{role}: {folder}", highlight=False, soft_wrap=True)
+
+
+PortOption = Annotated[
+    int | None, typer.Option(help="Port of the Airflow UI; by default 8080, or a free one.", metavar="PORT")
+]
+
+
+@app.command()
+def demo(port: PortOption = None, as_json: JsonOption = False) -> None:
+    """Run the main job on the embedded default, inside a real local Airflow."""
+    from jora_tasks.demo.drive import DemoError, run_demo
+
+    shown = Console(stderr=True) if as_json else console
+    try:
+        summary = run_demo(ArtifactStore().home, shown, lambda: _events(as_json), port)
+    except DemoError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        print("jora: stopped; run it again to go on from the finished stages.", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(json.dumps(summary), flush=True)
+
+
+@app.command()
+def up(spec: SpecOption = None, port: PortOption = None, as_json: JsonOption = False) -> None:
+    """Start a local Airflow with the DAGs, on loopback. Without --spec: that of the demo, if it ran."""
+    from jora_tasks.airflow import local
+    from jora_tasks.demo.drive import spec_file
+
+    home = ArtifactStore().home
+    if spec is None and spec_file(home).is_file():
+        spec = spec_file(home)
+    try:
+        airflow = local.start(home, spec, port, report=lambda text: print(text, file=sys.stderr, flush=True))
+    except local.AirflowStartError as error:
+        _fail(error)
+    if as_json:
+        print(json.dumps({"url": airflow.url, "pid": airflow.pid, "version": airflow.version}), flush=True)
+    else:
+        console.print(f"Airflow {airflow.version}: {airflow.url}", highlight=False)
+
+
+@app.command()
+def down(as_json: JsonOption = False) -> None:
+    """Stop the local Airflow and every process of it."""
+    from jora_tasks.airflow import local
+
+    stopped = local.stop(ArtifactStore().home)
+    if as_json:
+        print(json.dumps({"stopped": stopped}), flush=True)
+    else:
+        console.print("Airflow stopped" if stopped else "No Airflow was running")
+
+
+@app.command()
+def lineage(
+    adapter: Annotated[str, typer.Argument(help="Key of the adapter, or the start of it.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything that made an adapter, down to the documents."""
+    from jora_tasks.lineage import render, trace
+
+    store = ArtifactStore()
+    tree = trace(store, store.get("adapter", adapter))
+    if as_json:
+        print(json.dumps(tree), flush=True)
+    else:
+        console.print(render(tree))
+
+
+def _fail(error: Exception) -> NoReturn:
+    print(f"jora: {error}", file=sys.stderr, flush=True)
+    raise typer.Exit(1)
 
 
 def main() -> None:

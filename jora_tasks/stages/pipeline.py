@@ -83,10 +83,12 @@ def run_stage(
             "path": str(result.path),
             "counts": dict(result.counts),
         }
+        told = {"key": result.key}
     else:
         outcome = asdict(result)
         outcome.pop("reused")
-    progress(name, state=state, seconds=seconds)
+        told = {key: outcome[key] for key in ("name", "version", "alias")}
+    progress(name, state=state, seconds=seconds, **told)
     return {"stage": name, "state": state, "seconds": seconds, **outcome}
 
 

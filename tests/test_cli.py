@@ -1,0 +1,46 @@
+"""The commands as a user calls them: exit codes, one sentence on bad input, JSON alone on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jora_tasks.cli", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["corpus", "--spec", "absent.yaml"], "absent.yaml: no such file"),
+        (["corpus", "--set", "lora.r=0"], "lora.r (got 0)"),
+        (["index"], "run `jora corpus` first"),
+        (["train", "--prompts", "feed"], "prompts 'feed' does not exist"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, arguments: list[str], named: str) -> None:
+    result = jora(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert named in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert not home.exists()
+
+
+def test_a_stage_prints_one_json_object_and_then_is_up_to_date(home: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "a.md").write_text("# Colours\n\nThe sky is blue.\n")
+    arguments = ("corpus", "--json", "--set", f"documents.path={documents}")
+    first, second = (json.loads(jora(*arguments).stdout) for _ in range(2))
+    assert (first["state"], second["state"]) == ("built", "reused")
+    assert first["key"] == second["key"]
+    assert Path(first["path"]).is_dir()
+    assert "up to date" in jora(*arguments[:1], *arguments[2:]).stdout
