@@ -38,14 +38,24 @@ def summarise(
     return {
         "dag_runs": dict(dag_runs),
         "questions": store.latest(name, "contexts").counts["questions"],
-        "evaluation": report["arms"],
-        "difference": report["difference"],
+        "evaluation": {arm: {**_scores(scores), "n": scores["n"]} for arm, scores in report["arms"].items()},
+        "difference": _scores(report["difference"]),
         "retrieval": {"recall_at_k": report["retrieval"]["recall_at_k"]},
         "adapter": str(store.latest(name, "adapter").path),
         "report": str(store.latest(name, "evaluation").file("report.html")),
         "registered": {key: registered[key] for key in ("name", "version", "alias")},
         "seconds": {stage: event.fields["seconds"] for stage, event in ended.items()},
         "reused": sorted(stage for stage, event in ended.items() if event.state == REUSED),
+    }
+
+
+def _scores(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Exact match with its ``interval``, and F1 with its ``f1_interval``."""
+    return {
+        "exact_match": figures["exact_match"],
+        "interval": figures["interval"]["exact_match"],
+        "f1": figures["f1"],
+        "f1_interval": figures["interval"]["f1"],
     }
 
 
@@ -64,11 +74,10 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     table.add_column("exact match", justify="right")
     table.add_column("token F1", justify="right")
     for arm, scores in summary["evaluation"].items():
-        interval = scores["interval"]
         table.add_row(
             ARMS.get(arm, arm),
-            _with_interval(scores["exact_match"], interval["exact_match"]),
-            _with_interval(scores["f1"], interval["f1"]),
+            _with_interval(scores["exact_match"], scores["interval"]),
+            _with_interval(scores["f1"], scores["f1_interval"]),
             style="bold" if arm == "adapter_with_contexts" else None,
         )
     console.print(table)
