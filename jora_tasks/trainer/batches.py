@@ -137,9 +137,10 @@ def padded_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
     )
     seen = np.concatenate([[0], np.cumsum(counts)])
     # best[j]: least padded tokens for the j shortest distinct lengths, and the lengths chosen.
-    best: list[tuple[int, tuple[int, ...]]] = [(0, ())] + [(1 << 62, ())] * len(rounded)
+    none: tuple[int, tuple[int, ...]] = (0, ())
+    best = [none] + [(1 << 62, ())] * len(rounded)
     for _ in range(min(MAX_LENGTHS, len(rounded))):
-        longer: list[tuple[int, tuple[int, ...]]] = [(0, ())]
+        longer = [none]
         for j, length in enumerate(map(int, rounded)):
             longer.append(
                 min(

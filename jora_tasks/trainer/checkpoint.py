@@ -111,7 +111,7 @@ class WorkFolder:
         import orbax.checkpoint as ocp
 
         step = self._manager.latest_step()
-        kept = self.metrics()[: step or 0]
+        kept = read_metrics(self.metrics_file)[: step or 0]
         if step is not None and len(kept) < step:  # without its metrics it is no place to go on from
             self._manager.close()
             shutil.rmtree(self.path / CHECKPOINTS)
@@ -137,13 +137,6 @@ class WorkFolder:
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The metrics recorded so far; a line torn by a kill is left out."""
-        if not self.metrics_file.exists():
-            return []
-        lines = self.metrics_file.read_text().split("\n")[:-1]
-        return [json.loads(line) for line in lines]
-
     def close(self) -> None:
         """Wait for what Orbax has under way and free it."""
         self._manager.close()
@@ -152,6 +145,13 @@ class WorkFolder:
         temporary = self.metrics_file.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in metrics))
         temporary.replace(self.metrics_file)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The metrics of a ``metrics.jsonl``; a line torn by a kill is left out, and none is no error."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
 
 
 def fingerprint(tree: Any) -> str:

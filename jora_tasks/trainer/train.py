@@ -23,7 +23,8 @@ from jora_tasks.artifacts import atomic_folder
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches, Update
-from jora_tasks.trainer.checkpoint import METRICS, Position, WorkFolder, fingerprint
+from jora_tasks.trainer.card import model_card, summarise
+from jora_tasks.trainer.checkpoint import METRICS, Position, WorkFolder, fingerprint, read_metrics
 from jora_tasks.trainer.data import Dataset, Example
 from jora_tasks.trainer.export import save_adapter
 from jora_tasks.trainer.flops import peak_flops, step_flops
@@ -33,6 +34,8 @@ from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.step import Step, compile_step, init_optimizer, place_batch
 
 OnStep = Callable[[Mapping[str, Any]], None]
+
+CARD = "README.md"
 
 # Settings that say how a run is carried out, not what it makes.
 HOW = {"checkpoint_every", "mesh"}
@@ -50,7 +53,7 @@ def train_lora(
     on_step: OnStep | None = None,
     work: str | Path | None = None,
 ) -> Path:
-    """Train an adapter and write it as a PEFT folder, with its ``metrics.jsonl``.
+    """Train an adapter and write it as a PEFT folder, with its card and ``metrics.jsonl``.
 
     Args:
       model: Hugging Face folder of a Llama-family model, or a loaded one; a loaded one that has an
@@ -95,8 +98,11 @@ def train_lora(
         trained = _train(model, dataset, training, state, on_step)
     finally:
         state.close()
+    base_name = base_name or "base"
+    summary = summarise(read_metrics(state.metrics_file), dataset)
     with atomic_folder(output) as temporary:
-        save_adapter(trained, temporary, base_name or "base")
+        save_adapter(trained, temporary, base_name)
+        (temporary / CARD).write_text(model_card(base_name, lora, training, summary), encoding="utf-8")
         shutil.copyfile(state.metrics_file, temporary / METRICS)
     if work is None:
         shutil.rmtree(folder)

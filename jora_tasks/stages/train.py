@@ -1,0 +1,79 @@
+"""prompts + base model → adapter: the PEFT folder that training makes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input
+from jora_tasks.models import base_model_folder, model_source
+from jora_tasks.progress import Progress
+from jora_tasks.spec import RunSpec
+
+KIND = "adapter"
+VERSION = 1
+FIGURES = ("loss", "learning_rate", "tokens_per_second", "eta_seconds")
+
+
+def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
+    """Train the adapter that these prompts, this base model and these settings make.
+
+    Checkpoints lie in the store's work folder of the artifact's key, so a stage that was killed goes on
+    where it was. How often they are made and how many devices share the work belong to no key.
+
+    Returns:
+      The artifact: ``adapter_config.json``, ``adapter_model.safetensors``, ``README.md``,
+      ``metrics.jsonl``; counts of steps, epochs, examples and tokens, final loss and speed.
+
+    Raises:
+      InputError: if the base model or the training prompts cannot be used.
+    """
+    base = base_model_folder(spec.model.base, store.home)
+    source = model_source(base, spec.model.base)
+    lora = {**spec.lora.model_dump(mode="json"), "target_modules": list(spec.lora.targets)}
+    training = spec.training.model_dump(mode="json", exclude={"checkpoint_every", "mesh"})
+    settings = {"lora": lora, "training": training, "dtype": spec.model.dtype}
+    inputs: dict[str, Input] = {"prompts": prompts, "base_model": source}
+    work = store.work_folder(KIND, store.key(KIND, version=VERSION, settings=settings, inputs=inputs))
+
+    def on_step(metrics: Mapping[str, Any]) -> None:
+        progress(
+            "train",
+            done=metrics["step"],
+            total=metrics["total_steps"],
+            unit="steps",
+            **{name: metrics[name] for name in FIGURES},
+        )
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        from jora_tasks.trainer.card import summarise
+        from jora_tasks.trainer.checkpoint import METRICS, read_metrics
+        from jora_tasks.trainer.data import Dataset
+        from jora_tasks.trainer.train import train_lora
+
+        dataset = Dataset.from_prompts(prompts.file("prompts.parquet"), split="train")
+        train_lora(
+            base,
+            dataset,
+            spec.lora,
+            spec.training,
+            output=folder,
+            work=work,
+            base_name=source.name,
+            dtype=spec.model.dtype,
+            on_step=on_step,
+        )
+        return summarise(read_metrics(folder / METRICS), dataset)
+
+    artifact = store.build(
+        KIND,
+        version=VERSION,
+        settings=settings,
+        inputs=inputs,
+        write=write,
+        provenance={"mesh": spec.training.mesh.model_dump()},
+    )
+    shutil.rmtree(work, ignore_errors=True)
+    return artifact

@@ -1,0 +1,72 @@
+"""The model card of an adapter: what it is, how to load it, what it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jora_tasks.spec import LoraConfig, TrainConfig
+from jora_tasks.trainer.data import Dataset
+
+LAST_SHARE = 10  # the final loss is over the last tenth of the updates: one alone is noise
+
+
+def summarise(metrics: Sequence[Mapping[str, Any]], dataset: Dataset) -> dict[str, Any]:
+    """A run in figures, from its ``metrics.jsonl``.
+
+    Returns:
+      steps, epochs, examples, tokens (seen, padding not counted), scored_tokens, final_loss (mean over
+      the scored tokens of the last tenth of the updates), seconds and tokens_per_second.
+    """
+    last = metrics[-max(1, len(metrics) // LAST_SHARE) :]
+    scored = sum(line["scored_tokens"] for line in last)
+    tokens = sum(line["tokens"] for line in metrics)
+    seconds = sum(line["seconds"] for line in metrics)
+    return {
+        "steps": len(metrics),
+        "epochs": metrics[-1]["epoch"] + 1,
+        "examples": len(dataset.examples),
+        "tokens": tokens,
+        "scored_tokens": sum(line["scored_tokens"] for line in metrics),
+        "final_loss": sum(line["loss"] * line["scored_tokens"] for line in last) / scored,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 1),
+    }
+
+
+def model_card(base_name: str, lora: LoraConfig, training: TrainConfig, summary: Mapping[str, Any]) -> str:
+    """The card as Markdown with the Hub's front matter. It holds no local path and no date."""
+    scale = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
+    batch = training.batch_size * training.gradient_accumulation
+    return f"""---
+base_model: {base_name}
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- lora
+---
+
+# LoRA adapter for {base_name}
+
+| | |
+|---|---|
+| Rank, alpha, scale | {lora.r}, {lora.lora_alpha:g}, {scale} = {lora.scale:g} |
+| Dropout | {lora.lora_dropout:g} |
+| Adapted projections | {", ".join(lora.targets)} |
+| Examples, epochs, updates | {summary["examples"]:,}, {summary["epochs"]:,}, {summary["steps"]:,} |
+| Tokens seen, of them scored | {summary["tokens"]:,}, {summary["scored_tokens"]:,} |
+| Examples in an update | {batch:,} |
+| Optimizer | AdamW |
+| Learning rate | {training.learning_rate:g}, warm-up {training.warmup_ratio:.0%}, then cosine |
+| Weight decay, gradient norm limit | {training.weight_decay:g}, {training.max_grad_norm:g} |
+| Seed | {training.seed} |
+| Final training loss | {summary["final_loss"]:.4f} |
+
+```python
+from peft import AutoPeftModelForCausalLM
+
+model = AutoPeftModelForCausalLM.from_pretrained("<this folder>")
+```
+
+`metrics.jsonl` has one line for each update.
+"""
