@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jora_tasks.artifacts import atomic_folder, digest_folder
+from jora_tasks.artifacts import atomic_folder
 from jora_tasks.demo.documents import airflow_sections, python_topics, section_document
 from jora_tasks.demo.questions import make_questions
 from jora_tasks.spec import (
@@ -24,26 +24,41 @@ def write_demo(folder: Path) -> dict[str, int]:
     """Write the demo's documents and questions; the same installed packages give the same files.
 
     Args:
-      folder: gets ``documents/`` and ``questions.jsonl``.
+      folder: gets ``documents/`` and ``questions.jsonl``; what lay there is replaced.
 
     Returns:
       How many documents, options and questions of each split there are.
     """
     sections = airflow_sections()
-    rendered = {section.name: section_document(section) for section in sections}
+    rendered = [section_document(section) for section in sections]
     topics = python_topics()
-    questions = make_questions(sections, rendered)
-    with atomic_folder(folder / f".{DOCUMENTS}.new") as target:
-        for section in sections:
-            _write(target / "airflow" / f"{section.name}.md", rendered[section.name].text)
+    questions = make_questions(rendered)
+    with atomic_folder(folder / DOCUMENTS) as target:
+        for name in ("airflow", "python"):
+            (target / name).mkdir()
+        for document in rendered:
+            (target / document.path).write_text(document.text, encoding="utf-8")
         for name, text in topics.items():
-            _write(target / "python" / f"{name}.txt", text)
-    _take_place(folder / f".{DOCUMENTS}.new", folder / DOCUMENTS)
-    lines = (json.dumps(question, ensure_ascii=False) for question in questions)
-    _write(folder / QUESTIONS, "".join(f"{line}\n" for line in lines))
+            (target / "python" / f"{name}.txt").write_text(text, encoding="utf-8")
+    temporary = folder / f".{QUESTIONS}"
+    lines = [json.dumps(question, ensure_ascii=False) for question in questions]
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    temporary.replace(folder / QUESTIONS)
     splits = [question["split"] for question in questions]
     return {
-        "documents": len(sections) + len(topics),
+        "documents": len(rendered) + len(topics),
         "options": sum(len(section.options) for section in sections),
         **{split: splits.count(split) for split in ("train", "dev", "test")},
     }
+
+
+def demo_spec(folder: Path) -> RunSpec:
+    """The settings of the demo on the files that `write_demo` put into the folder."""
+    return RunSpec(
+        name="demo",
+        documents=DocumentsConfig(path=str((folder / DOCUMENTS).resolve())),
+        questions=QuestionsConfig(path=str((folder / QUESTIONS).resolve())),
+        index=IndexConfig(chunk_tokens=160),
+        retrieval=RetrievalConfig(top_k=3),
+        prompts=PromptsConfig(token_budget=640),
+    )

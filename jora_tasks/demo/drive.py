@@ -14,7 +14,7 @@ from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowClient
 from jora_tasks.airflow.runs import progress_file, run_folder
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.demo.documents import demo_spec, write_demo
+from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.follow import follow_run
 from jora_tasks.demo.summary import print_places, print_summary, summarise, write_summary
 from jora_tasks.models import base_model_folder, embedder_folder
