@@ -8,7 +8,6 @@ ended.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -27,6 +26,7 @@ COMPONENTS = {
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
 STOP_SECONDS = 12.0
+REPEAT_SECONDS = 4.0
 
 
 class _Stop(Exception):
@@ -74,13 +74,20 @@ def _migrate(home: Path) -> None:
 
 def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
     api_server = children.pop("api-server", None)
-    deadline = time.monotonic() + STOP_SECONDS
-    for wave in (list(children.values()), [api_server] if api_server else []):
-        for child in wave:
+    _end(list(children.values()), STOP_SECONDS)
+    if api_server is not None:
+        _end([api_server], REPEAT_SECONDS)
+
+
+def _end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
+    """SIGTERM, and again for a scheduler that lost the first: a listener at work may swallow its exit."""
+    deadline = time.monotonic() + seconds
+    while (left := [child for child in children if child.poll() is None]) and time.monotonic() < deadline:
+        for child in left:
             child.terminate()
-        for child in wave:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(deadline - time.monotonic(), 2))
+        until = time.monotonic() + REPEAT_SECONDS
+        while any(child.poll() is None for child in left) and time.monotonic() < until:
+            time.sleep(0.1)
 
 
 if __name__ == "__main__":

@@ -80,6 +80,8 @@ def airflow_environment(
         # A trainer takes every core: answers may be slow then, and that is no reason to kill a task.
         "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
         "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "10",
+        # A worker sees only then that its task has ended, or was stopped in the pages; 5 s by default.
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
         "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "60",
         "AIRFLOW__DAG_PROCESSOR__HEALTH_CHECK_THRESHOLD": "60",
         # Tasks that a killed Airflow left behind run again soon after the next start.

@@ -1,0 +1,57 @@
+"""Index → contexts → prompts → adapter → evaluation → registered, on each index or by hand."""
+
+from datetime import timedelta
+
+from airflow.sdk import dag
+
+from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS
+from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
+from jora_tasks.airflow.operators import StageOperator
+from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec_params
+
+
+@dag(
+    schedule=[INDEX],
+    catchup=False,
+    max_active_runs=1,
+    params=spec_params(ADAPTER_TRAINING_SECTIONS, base_spec()),
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    tags=["jora"],
+    doc_md=__doc__,
+)
+def adapter_training():
+    contexts = StageOperator(
+        task_id="contexts", stage="contexts", event_input=INDEX, inlets=[INDEX], outlets=[CONTEXTS]
+    )
+    prompts = StageOperator(
+        task_id="prompts",
+        stage="prompts",
+        inputs=[contexts.output],
+        inlets=[CONTEXTS],
+        outlets=[PROMPTS],
+    )
+    train = StageOperator(
+        task_id="train",
+        stage="train",
+        inputs=[prompts.output],
+        inlets=[PROMPTS],
+        outlets=[ADAPTER],
+        pool=GPU_POOL,
+        queue=GPU_QUEUE,
+    )
+    evaluate = StageOperator(
+        task_id="evaluate",
+        stage="evaluate",
+        inputs=[train.output, prompts.output],
+        inlets=[ADAPTER, PROMPTS],
+        outlets=[EVALUATION],
+    )
+    StageOperator(
+        task_id="register",
+        stage="register",
+        inputs=[train.output, evaluate.output],
+        inlets=[ADAPTER, EVALUATION],
+    )
+
+
+adapter_training()

@@ -1,0 +1,25 @@
+"""OpenLineage events with the versions of what a stage read and wrote."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from airflow.providers.openlineage.api import emit_dataset_lineage
+
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.lineage import datasets
+
+log = logging.getLogger(__name__)
+
+
+def emit_lineage(result: Mapping[str, Any]) -> None:
+    """Emit the inputs and outputs of the artifact that a stage reported; a fault is only logged."""
+    try:
+        if "kind" in result:
+            store = ArtifactStore()
+            inputs, outputs = datasets(store, store.get(result["kind"], result["key"]))
+            emit_dataset_lineage(inputs=[*inputs], outputs=[*outputs])
+    except Exception:  # lineage is told on the side; the stage's work stands without it
+        log.warning("The OpenLineage event of this stage was not emitted", exc_info=True)

@@ -1,0 +1,156 @@
+"""Trigger forms from `RunSpec`: each setting becomes a field with its type, bounds and description.
+
+A param has the name that ``--set`` takes, as in ``training.epochs``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import Param
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec import ALL_LINEAR, PROJECTIONS, RunSpec, load_spec, parse_spec
+
+# The sections that each DAG's stages read; "name" stands for the setting outside any section.
+DOCUMENT_INDEX_SECTIONS = ("name", "documents", "index")
+ADAPTER_TRAINING_SECTIONS = (
+    "name",
+    "questions",
+    "retrieval",
+    "prompts",
+    "model",
+    "lora",
+    "training",
+    "evaluation",
+    "registry",
+)
+SPEC_VARIABLE = "JORA_SPEC"
+
+_TARGETS = "lora.target_modules"
+_PATHS = ("documents.path", "questions.path")
+# JSON Schema's words that a form and Airflow's check of a run's conf both use.
+_RULES = (
+    "type",
+    "enum",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minLength",
+    "maxLength",
+    "pattern",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One leaf of the spec: its dotted name and its JSON Schema."""
+
+    name: str
+    schema: Mapping[str, Any]
+
+
+def settings() -> Iterator[Setting]:
+    """Every setting of a run, in the spec's order."""
+    root = RunSpec.model_json_schema()
+    yield from _leaves(root, root["$defs"], ())
+
+
+def spec_params(sections: tuple[str, ...], spec: RunSpec) -> dict[str, Param]:
+    """The form of a DAG: the settings of these sections, with the spec's values as defaults."""
+    defaults = spec.model_dump(mode="json")
+    return {
+        setting.name: _param(setting, _get(defaults, setting.name))
+        for setting in settings()
+        if setting.name.partition(".")[0] in sections
+    }
+
+
+def base_spec() -> RunSpec:
+    """The spec file named by ``$JORA_SPEC``, or the defaults if it is unset.
+
+    Raises:
+      InputError: for a missing or malformed file.
+    """
+    return load_spec(os.environ.get(SPEC_VARIABLE) or None)
+
+
+def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:
+    """The run's spec: the base with the form's values.
+
+    Paths relative to a folder are taken from that of ``$JORA_SPEC``, as in the file itself.
+
+    Raises:
+      InputError: for a name that is no setting, or values that do not go together.
+    """
+    known = {setting.name for setting in settings()}
+    data = base.model_dump(mode="json")
+    for name, value in params.items():
+        if name not in known:
+            raise InputError(
+                f"The run's conf: {name} is not a setting; write section.field, as in training.epochs."
+            )
+        if name == _TARGETS and list(value) == [ALL_LINEAR]:
+            value = ALL_LINEAR
+        elif name in _PATHS:
+            value = str((_spec_folder() / value).resolve())
+        _set(data, name, value)
+    return parse_spec(data, source="The run's conf")
+
+
+def _param(setting: Setting, default: Any) -> Param:
+    section, _, field = setting.name.rpartition(".")
+    rules: dict[str, Any] = {word: setting.schema[word] for word in _RULES if word in setting.schema}
+    if setting.name == _TARGETS:
+        # One of a kind: a word or a list. As a list of words it is a field with several choices.
+        choices = [ALL_LINEAR, *PROJECTIONS]
+        default = [default] if isinstance(default, str) else default
+        rules = {
+            "type": "array",
+            "items": {"type": "string", "enum": choices},
+            "examples": choices,
+            "minItems": 1,
+            "uniqueItems": True,
+        }
+    elif setting.name.endswith("instruction"):
+        rules["format"] = "multiline"
+    return Param(
+        default,
+        title=field.replace("_", " ").capitalize(),
+        description=setting.schema["description"],
+        section=section.replace(".", " ").capitalize() or "Run",
+        **rules,
+    )
+
+
+def _leaves(node: Mapping[str, Any], shared: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Setting]:
+    for name, child in node["properties"].items():
+        reference = child.get("$ref", "").rpartition("/")[2]
+        if reference:
+            yield from _leaves(shared[reference], shared, (*path, name))
+        else:
+            yield Setting(".".join((*path, name)), child)
+
+
+def _get(data: Mapping[str, Any], name: str) -> Any:
+    value: Any = data
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def _set(data: dict[str, Any], name: str, value: Any) -> None:
+    *sections, field = name.split(".")
+    for section in sections:
+        data = data[section]
+    data[field] = value
+
+
+def _spec_folder() -> Path:
+    spec = os.environ.get(SPEC_VARIABLE)
+    return Path(spec).resolve().parent if spec else Path.cwd()

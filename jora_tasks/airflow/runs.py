@@ -1,0 +1,29 @@
+"""Where a DAG run keeps its spec and the progress of its stages."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+
+def run_folder(home: Path, dag_id: str, run_id: str) -> Path:
+    """The folder of one DAG run: ``$JORA_HOME/runs/<dag_id>/<run_id>/``.
+
+    Characters of the run id that a file name should not have become ``_``, and a digest is added to
+    keep run ids apart.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", run_id)
+    if name != run_id or name.startswith("."):
+        name = f"run_{name}" if name.startswith(".") else name
+        name += f".{hashlib.sha256(run_id.encode()).hexdigest()[:8]}"
+    return home / "runs" / dag_id / name
+
+
+def spec_file(folder: Path) -> Path:
+    return folder / "spec.yaml"
+
+
+def progress_file(folder: Path) -> Path:
+    """JSON lines, one an event, that the run's stages append to as they work."""
+    return folder / "progress.jsonl"
