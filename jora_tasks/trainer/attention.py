@@ -6,22 +6,26 @@ Scores and softmax are f32 whatever the inputs' type. Keys and values are never 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row without any allowed key gives no NaN
-DENSE_LENGTH = 1024
-BLOCK = 512
+OUTPUT = "attention_output"  # names under which a remat policy may keep what the backward pass reads
+INPUTS = "attention_inputs"
+
+Queries = Float[Array, "B S H d"]
+Keys = Float[Array, "B S K d"]
+Segments = Int[Array, "B S"]
 
 
-def attention(
-    q: Float[Array, "B S H d"],
-    k: Float[Array, "B S K d"],
-    v: Float[Array, "B S K d"],
-    segments: Int[Array, "B S"] | None = None,
-) -> Float[Array, "B S H d"]:
-    """Each token attends to itself and the earlier tokens of its segment.
+def reference_attention(q: Queries, k: Keys, v: Keys, segments: Segments | None = None) -> Queries:
+    """Each token attends to itself and the earlier tokens of its segment, all scores at once.
 
     Args:
       q, k, v: queries, keys and values; H is a multiple of K.
@@ -29,53 +33,9 @@ def attention(
         document a row.
 
     Returns:
-      The attended values, in q's type. Short rows take `dense_attention`, long ones
-      `blockwise_attention`, whose memory grows with S, not S².
+      The attended values, in q's type.
     """
-    if q.shape[1] <= DENSE_LENGTH:
-        return dense_attention(q, k, v, segments)
-    return blockwise_attention(q, k, v, segments)
-
-
-def dense_attention(
-    q: Float[Array, "B S H d"],
-    k: Float[Array, "B S K d"],
-    v: Float[Array, "B S K d"],
-    segments: Int[Array, "B S"] | None = None,
-) -> Float[Array, "B S H d"]:
-    """The reference: all scores at once."""
-    positions = jnp.arange(q.shape[1])
-    return attend(q, k, v, _allowed(positions, positions, segments, segments))
-
-
-def blockwise_attention(
-    q: Float[Array, "B S H d"],
-    k: Float[Array, "B S K d"],
-    v: Float[Array, "B S K d"],
-    segments: Int[Array, "B S"] | None = None,
-    block: int = BLOCK,
-) -> Float[Array, "B S H d"]:
-    """The same in blocks of queries, each against the keys up to its own end only.
-
-    Half the scores of `dense_attention` are never formed, and the backward pass forms each block's
-    scores again instead of keeping them.
-    """
-    outputs = []
-    for start in range(0, q.shape[1], block):
-        stop = min(start + block, q.shape[1])
-
-        @jax.checkpoint
-        def one(q: Array, k: Array, v: Array, start: int = start, stop: int = stop) -> Array:
-            allowed = _allowed(
-                jnp.arange(start, stop),
-                jnp.arange(stop),
-                None if segments is None else segments[:, start:stop],
-                None if segments is None else segments[:, :stop],
-            )
-            return attend(q, k, v, allowed)
-
-        outputs.append(one(q[:, start:stop], k[:, :stop], v[:, :stop]))
-    return jnp.concatenate(outputs, axis=1)
+    return attend(q, k, v, _allowed(0, q.shape[1], segments))
 
 
 def attend(
@@ -94,13 +54,106 @@ def attend(
     return out.reshape(q.shape).astype(q.dtype)
 
 
-def _allowed(
-    query_positions: Int[Array, " Q"],
-    key_positions: Int[Array, " C"],
-    query_segments: Int[Array, "B Q"] | None,
-    key_segments: Int[Array, "B C"] | None,
-) -> Bool[Array, "#B Q C"]:
-    causal = (query_positions[:, None] >= key_positions[None, :])[None]
-    if query_segments is None or key_segments is None:
-        return causal
-    return causal & (query_segments[:, :, None] == key_segments[:, None, :])
+def attention(q: Queries, k: Keys, v: Keys, segments: Segments | None = None) -> Queries:
+    """The same as `reference_attention`, in blocks of queries against the keys up to their own end.
+
+    Scores past a block are never formed, and the backward pass forms each block's scores again from a
+    saved log-sum, as FlashAttention does (arXiv 2205.14135), so nothing of size S² outlives a block. The
+    products of the backward pass that contract over queries transpose the d-sized side, not the scores.
+    """
+    length, kv_heads = q.shape[1], k.shape[2]
+    groups = q.shape[2] // kv_heads
+    q = q.reshape(*q.shape[:2], kv_heads, groups, -1).transpose(0, 2, 3, 1, 4)
+    q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
+    out = _blockwise(_block_size(length), q, k, v, segments)
+    return out.transpose(0, 3, 1, 2, 4).reshape(*out.shape[:1], length, kv_heads * groups, -1)
+
+
+def _block_size(length: int) -> int:
+    """Small blocks skip more scores; long rows take larger ones to keep the unrolled program short."""
+    return 128 if length <= 2048 else 512
+
+
+# Inside, queries are [B, K, G, S, d] and keys and values [B, K, S, d].
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blockwise(block: int, q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+    return _forward(block, q, k, v, segments)[0]
+
+
+def _forward(
+    block: int, q: Array, k: Array, v: Array, segments: Array | None
+) -> tuple[Array, tuple[Array | None, ...]]:
+    outputs, log_sums = [], []
+    for start, stop in _spans(q.shape[3], block):
+        scores = _scores(q[:, :, :, start:stop], k[:, :, :stop], _allowed(start, stop, segments))
+        top = scores.max(axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = weights.sum(axis=-1, keepdims=True)
+        attended = _product(weights.astype(v.dtype), v[:, :, :stop], 1)
+        outputs.append((attended / total).astype(q.dtype))
+        log_sums.append((top + jnp.log(total))[..., 0])
+    out = checkpoint_name(jnp.concatenate(outputs, axis=3), OUTPUT)
+    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), OUTPUT)
+    return out, (q, k, v, segments, out, log_sum)
+
+
+def _backward(block: int, saved: tuple[Any, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
+    q, k, v, segments, out, log_sum = saved
+    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    scale = q.shape[-1] ** -0.5
+    d_q = []
+    d_k = jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
+    d_v = jnp.zeros(v.swapaxes(2, 3).shape, jnp.float32)
+    for start, stop in _spans(q.shape[3], block):
+        queries, keys, values = q[:, :, :, start:stop], k[:, :, :stop], v[:, :, :stop]
+        d_block = d_out[:, :, :, start:stop]
+        scores = _scores(queries, keys, _allowed(start, stop, segments))
+        weights = jnp.exp(scores - log_sum[:, :, :, start:stop, None])
+        d_weights = _product(d_block, values, 2)
+        d_scores = (weights * (d_weights - delta[:, :, :, start:stop]) * scale).astype(q.dtype)
+        d_q.append(_product(d_scores, keys, 1).astype(q.dtype))
+        d_k = d_k.at[..., :stop].add(_over_queries(queries, d_scores))
+        d_v = d_v.at[..., :stop].add(_over_queries(d_block, weights.astype(q.dtype)))
+    d_k, d_v = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
+    return jnp.concatenate(d_q, axis=3), d_k, d_v, None
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _spans(length: int, block: int) -> list[tuple[int, int]]:
+    return [(start, min(start + block, length)) for start in range(0, length, block)]
+
+
+def _scores(q: Array, k: Array, allowed: Array) -> Float[Array, "B K G Q C"]:
+    return jnp.where(allowed[:, None, None], _product(q, k, 2) * q.shape[-1] ** -0.5, MASKED)
+
+
+def _product(left: Float[Array, "B K G Q x"], right: Array, right_axis: int) -> Array:
+    """Contract left's last axis with ``right_axis`` (1 or 2, after B) of right [B, K, C, d], in f32."""
+    batch, heads, groups, length, size = left.shape
+    rows = left.reshape(batch, heads, groups * length, size)
+    dimensions = (((3,), (right_axis + 1,)), ((0, 1), (0, 1)))
+    out = jax.lax.dot_general(rows, right, dimensions, preferred_element_type=jnp.float32)
+    return out.reshape(batch, heads, groups, length, -1)
+
+
+def _over_queries(
+    small: Float[Array, "B K G Q d"], large: Float[Array, "B K G Q C"]
+) -> Float[Array, "B K d C"]:
+    """Contract groups and queries, in f32, with the small side as the one to transpose."""
+    batch, heads, groups, length, _ = small.shape
+    left = small.reshape(batch, heads, groups * length, -1)
+    right = large.reshape(batch, heads, groups * length, -1)
+    dimensions = (((2,), (2,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
+
+
+def _allowed(start: int, stop: int, segments: Segments | None) -> Bool[Array, "#B Q C"]:
+    """Which of the tokens before ``stop`` each token from ``start`` to ``stop`` may see."""
+    causal = np.arange(start, stop)[:, None] >= np.arange(stop)[None, :]
+    if segments is None:
+        return jnp.asarray(causal[None])
+    return jnp.asarray(causal[None]) & (segments[:, start:stop, None] == segments[:, None, :stop])

@@ -7,12 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, Projection
 from jora_tasks.trainer.mesh import Axes, sharding
+
+LOW = "lora_low"  # the name under which a remat policy may keep x Aᵀ
 
 LoraTree = dict[str, dict[str, jax.Array]]
 
@@ -110,6 +113,7 @@ def _lora_forward(
 ) -> tuple[Array, tuple[Array | None, ...]]:
     last = x.ndim - 1
     low = _matmul(_dropped(x, dropout, key), a.astype(x.dtype), last, 1) * jnp.asarray(scale, x.dtype)
+    low = checkpoint_name(low, LOW)
     y = _matmul(x, weight, last, 1) + _matmul(low, b.astype(x.dtype), last, 1)
     return y, (x, weight, a, b, key, low)
 

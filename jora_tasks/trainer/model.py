@@ -17,16 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import attend, attention
+from jora_tasks.trainer.attention import INPUTS, OUTPUT, attend, attention
 from jora_tasks.trainer.config import DecoderConfig, Projection
-from jora_tasks.trainer.lora import LoraTree, linear
+from jora_tasks.trainer.lora import LOW, LoraTree, linear
 from jora_tasks.trainer.mesh import Axes, batch_multiple, constrain, sharding
 
 BaseTree = dict[str, Any]
+
+STREAM, WIDE = "stream_after_attention", "gate_and_up"
+# What each remat policy keeps of a layer besides its input. Attention's output is as small as the input
+# and costs most to make again; "none" keeps every product of weights, never norms, rotations or scores.
+KEPT = {"full": (OUTPUT,), "none": (OUTPUT, INPUTS, LOW, STREAM, WIDE)}
 
 
 def _parameter(
@@ -215,9 +221,9 @@ class _Layer:
             for name in ("q_proj", "k_proj", "v_proj")
         )
         attended, collected = mix(_rotate(q, tables), _rotate(k, tables), v)
-        x = x + project("o_proj", attended.reshape(batch, length, -1))
+        x = checkpoint_name(x + project("o_proj", attended.reshape(batch, length, -1)), STREAM)
         normed = _rms_norm(x, base["mlp_norm"]["weight"], config.rms_norm_eps)
-        gate, up = project("gate_proj", normed), project("up_proj", normed)
+        gate, up = (checkpoint_name(project(name, normed), WIDE) for name in ("gate_proj", "up_proj"))
         x = x + project("down_proj", _swiglu(gate, up))
         return constrain(x, self.mesh, ("batch", "sequence", "stream")), collected
 
@@ -253,7 +259,7 @@ def hidden_states(
       attention_mask: true at tokens, false at padding. Without it padding is attended to by later
         padding only, so tokens come out the same.
       dropout_key: applies the adapter's dropout, another mask in each layer and projection.
-      remat: ``full`` recomputes each layer in the backward pass, ``none`` keeps what it needs.
+      remat: ``full`` recomputes each layer in the backward pass, ``none`` keeps its products; see `KEPT`.
       mesh: of the arrays; None on one device.
     """
     layer = _Layer(config, lora_config, mesh)
@@ -263,8 +269,8 @@ def hidden_states(
     def step(x: Array, slices: tuple[BaseTree, LoraTree | None, jax.Array | None]) -> tuple[Array, None]:
         return layer(x, *slices, tables, lambda q, k, v: (attention(q, k, v, segments), None))
 
-    if remat == "full":
-        step = jax.checkpoint(step, prevent_cse=False)
+    policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+    step = jax.checkpoint(step, prevent_cse=False, policy=policy)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
     x, _ = jax.lax.scan(step, _embed(base, tokens, mesh), (base["layers"], lora, keys))
     return _rms_norm(x, base["norm"]["weight"], config.rms_norm_eps)
