@@ -72,10 +72,12 @@ def sections(document: Document) -> list[tuple[int, int, str]]:
     """
     text = document.text
     headings = find_headings(text, PurePosixPath(document.source).suffix.lower())
+    if not headings:
+        return [(0, len(text), document.title)]
     found: list[tuple[int, int, str]] = []
     path: list[tuple[int, str]] = []
-    if not headings or text[: headings[0].start].strip():
-        found.append((0, headings[0].start if headings else len(text), document.title))
+    if text[: headings[0].start].strip():
+        found.append((0, headings[0].start, document.title))
     waiting: int | None = None  # where a run of headings without text began
     ends = [heading.start for heading in headings[1:]] + [len(text)]
     for heading, end in zip(headings, ends, strict=True):

@@ -47,7 +47,9 @@ class Embedder:
     @cached_property
     def _model(self) -> Any:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # stages report their own progress
         try:
             return SentenceTransformer(str(self._folder), local_files_only=True)
         except (OSError, ValueError, KeyError) as error:

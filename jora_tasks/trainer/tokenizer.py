@@ -153,17 +153,21 @@ class ChatTokenizer:
         """
         if not messages or messages[-1]["role"] != "assistant":
             raise InputError("A conversation to learn from must end with a message of role assistant.")
-        prompt = self.prompt_ids(messages[:-1])
+        prompt_text = self._render_text(self._inert(messages[:-1]), True)
+        prompt = self._ids(prompt_text)
         if self.template is None:
             answer = self._codec.encode(self._inert(messages[-1:])[0]["content"])
         else:
-            ids = self._ids(self._render_text(self._inert(messages), False))
-            if ids[: len(prompt)] != prompt:
+            text = self._render_text(self._inert(messages), False)
+            if not text.startswith(prompt_text):
                 raise InputError(
                     f"The chat template of {self._name} does not begin a conversation with its own "
                     "generation prompt; give the model a template that does, in chat_template.jinja."
                 )
-            answer = ids[len(prompt) :]
+            ids = self._ids(text)
+            # where a token would span prompt and answer, the answer is read as generation writes it
+            joined = ids[: len(prompt)] == prompt
+            answer = ids[len(prompt) :] if joined else self._codec.encode_marked(text[len(prompt_text) :])
         ends = [position for position, id_ in enumerate(answer) if id_ in self.eos_ids]
         answer = answer[: ends[0] + 1] if ends else [*answer, self._end_of_turn]
         return prompt + answer, len(prompt)
