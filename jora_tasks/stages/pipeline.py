@@ -83,7 +83,7 @@ def run_stage(
             "path": str(result.path),
             "counts": dict(result.counts),
         }
-        told = {"key": result.key}
+        told: dict[str, Any] = {"key": result.key}
     else:
         outcome = asdict(result)
         outcome.pop("reused")
