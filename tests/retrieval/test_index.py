@@ -1,0 +1,102 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jora_tasks.errors import InputError
+from retrieval.chunking import Chunk
+from retrieval.embedding import Embedder, EmbedderIdentity, embedding_text
+from retrieval.index import Index, read_chunks, write_index
+
+TEXTS = ["the option", "the default of heading", "a much longer text, and the words in it!", "zebra", "0 1 2"]
+IDENTITY = EmbedderIdentity("tiny", "sha256:1", 8, True, 64)
+
+
+def chunks(count):
+    return [Chunk(f"c{i}", "d", i, i + 1, "H", "x", 1) for i in range(count)]
+
+
+def unit(rows, seed=0, width=8):
+    vectors = np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def test_search_equals_brute_force(tmp_path):
+    vectors, questions = unit(50), unit(7, seed=1)
+    write_index(tmp_path, chunks(50), vectors, IDENTITY)
+    exact = questions.astype(np.float64) @ vectors.T.astype(np.float64)
+    for row, hits in zip(exact, Index(tmp_path).search(questions, 5), strict=True):
+        best = np.argsort(-row)[:5]
+        assert [hit.chunk.id for hit in hits] == [f"c{i}" for i in best]
+        assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+        np.testing.assert_allclose([hit.score for hit in hits], row[best], atol=1e-6)
+
+
+def test_all_chunks_where_fewer_than_k(tmp_path):
+    write_index(tmp_path, chunks(3), unit(3), IDENTITY)
+    assert len(Index(tmp_path).search(unit(1), 10)[0]) == 3
+
+
+def test_chunks_come_back_as_they_were(tmp_path):
+    given = [Chunk("id", "d", 3, 7, "A › B", "caf\u00e9", 2)]
+    write_index(tmp_path, given, unit(1), IDENTITY)
+    assert read_chunks(tmp_path) == given
+    assert json.loads((tmp_path / "embedder.json").read_text()) == IDENTITY.record()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_vectors_that_cannot_be_compared_are_refused_before_anything_is_written(tmp_path, bad):
+    vectors = unit(4)
+    vectors[2] = bad
+    with pytest.raises(InputError, match="1 of 4 texts a vector with NaN"):
+        write_index(tmp_path, chunks(4), vectors, IDENTITY)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_embedder_is_refused_and_both_are_named(tmp_path):
+    write_index(tmp_path, chunks(2), unit(2), IDENTITY)
+    index = Index(tmp_path)
+    index.check_embedder(IDENTITY)
+    other = EmbedderIdentity("large", "sha256:2", 8, True, 64)
+    with pytest.raises(
+        InputError, match=r"embedder tiny .* is large .*build the index again with `jora index`"
+    ):
+        index.check_embedder(other)
+
+
+def test_vectors_equal_sentence_transformers_whatever_the_batch(tiny_embedder, tiny_embedder_folder):
+    from sentence_transformers import SentenceTransformer
+
+    oracle = SentenceTransformer(str(tiny_embedder_folder)).encode(TEXTS, normalize_embeddings=True)
+    for batch_size in (1, 2, 64):
+        seen = []
+        ours = tiny_embedder.embed_texts(TEXTS, batch_size, seen.append)
+        assert ours.dtype == np.float32
+        np.testing.assert_allclose(ours, oracle, atol=1e-5)
+        assert seen[-1] == len(TEXTS)
+    np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(tiny_embedder.embed_questions(TEXTS, 2), oracle, atol=1e-5)
+
+
+def test_damaged_weights_and_missing_parts_are_refused(tiny_embedder_folder, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_embedder_folder, damaged)
+    weights = load_file(damaged / "model.safetensors")
+    name = next(name for name in weights if name.endswith("word_embeddings.weight"))
+    weights[name][:] = np.nan
+    save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"embedder broken gave 5 of 5 texts a vector with NaN"):
+        Embedder(damaged, "broken", "sha256:2").embed_texts(TEXTS, 2)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"index\.embedder none cannot be read"):
+        _ = Embedder(tmp_path / "empty", "none", "sha256:3").identity
+
+
+def test_embedded_text_has_the_end_of_the_heading_path_that_fits(tiny_embedder):
+    chunk = Chunk("c", "d", 0, 4, "the option and the default", "text", 4)
+    assert embedding_text(chunk, tiny_embedder.offsets, 10) == "the option and the default\ntext"
+    assert embedding_text(chunk, tiny_embedder.offsets, 2) == "the default\ntext"
+    assert embedding_text(chunk, tiny_embedder.offsets, 0) == "text"

@@ -1,0 +1,119 @@
+import json
+from collections import Counter
+
+import pytest
+
+from jora_tasks.errors import InputError
+from retrieval.evidence import Evidence
+from retrieval.questions import assign_split, load_questions
+
+
+def write(tmp_path, *rows):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows))
+    return path
+
+
+def load(path, dev=0.1, test=0.2):
+    return load_questions(path, dev, test)
+
+
+def test_jsonl_with_everything(tmp_path):
+    row = {"id": 7, "question": " Why?\r\n", "answers": ["a", " "], "split": "dev", "group": "g"}
+    row["evidence"] = [{"document_id": "d", "text": "cafe\u0301"}, {"document_id": "d", "start": 1, "end": 2}]
+    (question,) = load(write(tmp_path, row, ""))
+    assert (question.id, question.question, question.answers) == ("7", "Why?", ("a",))
+    assert (question.split, question.group) == ("dev", "g")
+    assert question.evidence == (Evidence("d", "caf\u00e9"), Evidence("d", None, 1, 2))
+
+
+def test_one_answer_and_an_id_of_its_own(tmp_path):
+    first, second = load(write(tmp_path, {"question": "a", "answer": "x"}, {"question": "b", "answer": "x"}))
+    assert first.id == first.group != second.id
+
+
+def test_alpaca_json(tmp_path):
+    path = tmp_path / "alpaca.json"
+    path.write_text(
+        json.dumps(
+            [{"instruction": "Add.", "input": "1 2", "output": "3"}, {"instruction": "Hi", "output": "Ho"}]
+        )
+    )
+    assert [(q.question, q.answers) for q in load(path)] == [("Add.\n\n1 2", ("3",)), ("Hi", ("Ho",))]
+
+
+def test_rows_of_a_group_are_never_split(tmp_path):
+    rows = [{"question": f"{g} {i}", "answer": "x", "group": f"g{g}"} for i in range(3) for g in range(200)]
+    questions = load(write(tmp_path, *rows))
+    groups = {}
+    for question in questions:
+        groups.setdefault(question.group, set()).add(question.split)
+    assert all(len(splits) == 1 for splits in groups.values())
+    counts = Counter(split for (split,) in groups.values())
+    assert 25 <= counts["test"] <= 55
+    assert 8 <= counts["dev"] <= 35
+
+
+def test_split_does_not_depend_on_other_rows_and_follows_the_fractions():
+    assert assign_split("g", 0, 0) == "train"
+    assert assign_split("g", 0, 0.999999) == "test"
+    before = {f"g{i}": assign_split(f"g{i}", 0.1, 0.2) for i in range(100)}
+    after = {group: assign_split(group, 0.1, 0.3) for group in before}
+    assert all(after[group] == "test" for group, split in before.items() if split == "test")
+
+
+def test_a_row_without_split_follows_its_group(tmp_path):
+    rows = [{"question": "a", "answer": "x", "group": "g", "split": "test"}]
+    rows.append({"question": "b", "answer": "x", "group": "g"})
+    assert [q.split for q in load(write(tmp_path, *rows), 0, 0)] == ["test", "test"]
+
+
+GOOD = {"question": "q", "answer": "a"}
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{", r"questions\.jsonl:2 is not JSON"),
+        ("[1]", r"jsonl:2 must be a JSON object"),
+        ({"answer": "a"}, r"jsonl:2 has no question"),
+        ({"question": " ", "answer": "a"}, r"jsonl:2 has no question"),
+        ({"question": "q"}, r"jsonl:2 must have answers"),
+        ({"question": "q", "answers": [1]}, r"jsonl:2 must have answers"),
+        ({"question": "q", "answers": []}, r"jsonl:2 has no answer"),
+        ({"question": "q", "answer": " "}, r"jsonl:2 has no answer"),
+        (
+            {"question": "q", "answer": "b", "split": "val"},
+            r"jsonl:2: split 'val' must be train, dev or test",
+        ),
+        ({"question": "q", "answer": "b", "group": []}, r"jsonl:2: group must be text"),
+        ({"question": "q", "answer": "b", "evidence": "d"}, r"jsonl:2: evidence must be a list"),
+        ({"question": "q", "answer": "b", "evidence": [{"document_id": "d"}]}, r"jsonl:2: evidence must be"),
+        (
+            {"question": "q", "answer": "b", "evidence": [{"document_id": "d", "start": 5, "end": 5}]},
+            r"jsonl:2: evidence must be",
+        ),
+        (GOOD, r"jsonl:2 has the id .* of .*jsonl:1, or repeats"),
+    ],
+)
+def test_bad_rows_are_refused_by_file_and_line(tmp_path, row, message):
+    with pytest.raises(InputError, match=message):
+        load(write(tmp_path, GOOD, row))
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match="holds no question"):
+        load(write(tmp_path, ""))
+    with pytest.raises(InputError, match="not valid JSON"):
+        load(write(tmp_path, "[{]"))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9"}')
+    with pytest.raises(InputError, match="not UTF-8"):
+        load(tmp_path / "latin.jsonl")
+
+
+def test_a_group_in_two_splits_is_refused(tmp_path):
+    rows = [{"question": s, "answer": "x", "group": "g", "split": s} for s in ("train", "test")]
+    with pytest.raises(InputError, match=r"jsonl:2: group 'g' is in train and in test"):
+        load(write(tmp_path, *rows))
