@@ -1,0 +1,410 @@
+"""The evaluation stage on a tiny random model, with transformers and peft as oracles."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.errors import InputError
+from jora_tasks.evaluation.answers import normalise
+from jora_tasks.models import model_source
+from jora_tasks.progress import Event, Progress
+from jora_tasks.registry import BASE_MODEL, COMPARED_WITH, DIGEST, EVALUATION, KEY, Registry
+from jora_tasks.spec import LoraConfig, RunSpec, parse_spec
+from jora_tasks.stages.evaluate import evaluate_adapter
+
+WORDS = [f"word{i}" for i in range(60)]
+ARMS = ("base_closed_book", "base_with_contexts", "adapter_with_contexts")
+
+
+@pytest.fixture(scope="module")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama of two layers, whose tokens are whole words."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("base") / "tiny-base"
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
+    raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.5,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without an adapter; making one takes seconds, so tests copy it."""
+    home = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Registry(home)._client().search_registered_models()
+    return home / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_registry: Path) -> ArtifactStore:
+    (tmp_path / "home" / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_registry, tmp_path / "home" / "mlflow")
+    return ArtifactStore(tmp_path / "home")
+
+
+def make_spec(base: Path, **evaluation: Any) -> RunSpec:
+    settings = {"max_new_tokens": 4, "batch_size": 3, "bootstrap_samples": 200} | evaluation
+    return parse_spec({"model": {"base": str(base)}, "evaluation": settings})
+
+
+def make_prompts(store: ArtifactStore, test: int = 10, seed: int = 0) -> Artifact:
+    """Prompts of many lengths, as the prompts stage writes them; pairs of questions share a group."""
+    generator = random.Random(seed)
+
+    def write_contexts(folder: Path) -> dict[str, Any]:
+        rows = [{"question_id": f"q{i}", "group": f"fact{i // 2}"} for i in range(test)]
+        schema = pa.schema([("question_id", pa.string()), ("group", pa.string())])
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "contexts.parquet")
+        return {"recall_at_k": {"1": 0.5, "4": 0.75}}
+
+    contexts = store.build(
+        "contexts", version=1, settings={"seed": seed, "n": test}, inputs={}, write=write_contexts
+    )
+
+    def write(folder: Path) -> dict[str, Any]:
+        rows = []
+        for i in range(test + 3):
+            prompt = [generator.randrange(3, 63) for _ in range(generator.randrange(3, 40))]
+            rows.append(
+                {
+                    "example_id": f"q{i}" if i < test else f"train{i}",
+                    "split": "test" if i < test else "train",
+                    "question": f"question {i}?",
+                    "answers": [WORDS[i % 60]],
+                    "input_ids": [*prompt, 5, 1],
+                    "prompt_length": len(prompt),
+                    "closed_book_ids": prompt[-3:],
+                }
+            )
+        ids = pa.list_(pa.int32())
+        schema = pa.schema(
+            [
+                ("example_id", pa.string()),
+                ("split", pa.string()),
+                ("question", pa.string()),
+                ("answers", pa.list_(pa.string())),
+                ("input_ids", ids),
+                ("prompt_length", pa.int32()),
+                ("closed_book_ids", ids),
+            ]
+        )
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "prompts.parquet")
+        return {}
+
+    return store.build("prompts", version=1, settings={}, inputs={"contexts": contexts}, write=write)
+
+
+def make_adapter(
+    store: ArtifactStore, base_folder: Path, prompts: Artifact, seed: int, base: Source | None = None
+) -> Artifact:
+    """A random adapter, strong enough to change answers."""
+    from jora_tasks.trainer.config import read_config
+    from jora_tasks.trainer.export import save_adapter
+    from jora_tasks.trainer.model import LanguageModel
+
+    lora_config = LoraConfig(r=2, lora_alpha=8, target_modules=("q_proj", "down_proj"))
+
+    def write(folder: Path) -> dict[str, Any]:
+        generator = np.random.default_rng(seed)
+        config = read_config(base_folder)
+
+        def draw(*shape: int) -> np.ndarray:
+            return generator.normal(size=(config.num_hidden_layers, *shape)).astype(np.float32)
+
+        lora = {
+            name: {
+                "a": draw(2, config.projections[name].in_features),
+                "b": draw(config.projections[name].out_features, 2),
+            }
+            for name in lora_config.targets
+        }
+        model = LanguageModel(config=config, base={}, lora=lora, lora_config=lora_config)
+        save_adapter(model, folder, "tiny-base")
+        steps = [{"step": i, "loss": 1 / (i + 1), "learning_rate": 1e-3} for i in range(5)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+        return {"steps": 5}
+
+    source = base or model_source(base_folder, str(base_folder))
+    return store.build(
+        "adapter",
+        version=1,
+        settings={"seed": seed},
+        inputs={"prompts": prompts, "base_model": source},
+        write=write,
+    )
+
+
+def register(store: ArtifactStore, adapter: Artifact, promote: bool = True, **tags: str) -> int:
+    registry = Registry(store.home)
+    version = registry.register(
+        adapter.path,
+        "documents",
+        metrics={},
+        tags={DIGEST: adapter.digest, KEY: adapter.key, EVALUATION: "sha256:e", **tags},
+        params={},
+    )
+    if promote:
+        registry.promote("documents", version)
+    return version
+
+
+def rows_of(evaluation: Artifact, arm: str) -> dict[str, dict[str, Any]]:
+    rows = pq.read_table(evaluation.file("predictions.parquet")).to_pylist()
+    return {row["example_id"]: row for row in rows if row["arm"] == arm}
+
+
+def report_of(evaluation: Artifact) -> dict[str, Any]:
+    return json.loads(evaluation.file("report.json").read_text())
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the adapter was used, for each call of the real generation."""
+    import jora_tasks.evaluation.generation as generation
+
+    real: Callable[..., Any] = generation.generate
+    calls: list[bool] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["use_adapter"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generation, "generate", counting)
+    return calls
+
+
+def test_arms_answer_as_transformers_and_peft_do(store: ArtifactStore, base_folder: Path) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    prompts = make_prompts(store)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    evaluation = evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
+
+    tokenizer = AutoTokenizer.from_pretrained(base_folder)
+    base = AutoModelForCausalLM.from_pretrained(base_folder)
+    examples = {
+        row["example_id"]: row
+        for row in pq.read_table(prompts.file("prompts.parquet")).to_pylist()
+        if row["split"] == "test"
+    }
+
+    def answers(model: Any, column: str) -> dict[str, str]:
+        found = {}
+        for name, row in examples.items():
+            ids = row["input_ids"][: row["prompt_length"]] if column == "open" else row["closed_book_ids"]
+            with torch.no_grad():
+                out = model.generate(input_ids=torch.tensor([ids]), max_new_tokens=4, do_sample=False)
+            found[name] = tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True).strip()
+        return found
+
+    def ours(arm: str) -> dict[str, str]:
+        return {name: row["prediction"] for name, row in rows_of(evaluation, arm).items()}
+
+    assert ours("base_closed_book") == answers(base, "closed")
+    with_contexts = answers(base, "open")
+    assert ours("base_with_contexts") == with_contexts
+    adapted = answers(PeftModel.from_pretrained(base, adapter.path), "open")
+    assert ours("adapter_with_contexts") == adapted
+    assert adapted != with_contexts
+
+
+def test_report_has_figures_of_the_stored_predictions(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    events: list[Event] = []
+    evaluation = evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress(events.append))
+
+    report = report_of(evaluation)
+    assert set(report["arms"]) == set(ARMS)
+    means = {}
+    for arm in ARMS:
+        rows = rows_of(evaluation, arm)
+        assert len(rows) == 10
+        for row in rows.values():
+            assert row["exact_match"] == float(
+                normalise(row["prediction"]) in [normalise(answer) for answer in row["answers"]]
+            )
+        means[arm] = np.mean([row["exact_match"] for row in rows.values()])
+        assert report["arms"][arm]["exact_match"] == pytest.approx(means[arm])
+        assert report["arms"][arm]["n"] == 10
+        low, high = report["arms"][arm]["interval"]["f1"]
+        assert low <= report["arms"][arm]["f1"] <= high
+    assert report["difference"]["exact_match"] == pytest.approx(
+        means["adapter_with_contexts"] - means["base_with_contexts"]
+    )
+    assert report["difference"]["against"] == "base_with_contexts"
+    assert (report["questions"], report["groups"], report["champion"]) == (10, 5, None)
+    assert report["retrieval"] == {"recall_at_k": {"1": 0.5, "4": 0.75}}
+    assert report["verdict"]["alias"] == "candidate"
+    assert evaluation.counts["questions"] == 10
+    assert str(store.home) not in json.dumps(report) + json.dumps(dict(evaluation.manifest))
+    assert str(base_folder) not in json.dumps(report) + json.dumps(dict(evaluation.manifest))
+
+    assert (events[-1].done, events[-1].total, events[-1].unit) == (30, 30, "answers")
+    assert [event.done for event in events] == sorted(event.done or 0 for event in events)
+    assert {event.fields["arm"] for event in events} == set(ARMS)
+
+
+def test_second_time_loads_no_model(
+    store: ArtifactStore, base_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jora_tasks.trainer.load as load
+
+    prompts = make_prompts(store)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    first = evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
+    monkeypatch.setattr(load, "load_model", None)
+    again = evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
+    assert (again.key, again.digest, again.reused) == (first.key, first.digest, True)
+    wider = make_spec(base_folder, confidence=0.8)
+    assert evaluate_adapter(wider, adapter, prompts, store, Progress()).key != first.key
+
+
+def test_each_arm_is_generated_once(store: ArtifactStore, base_folder: Path, generated: list[bool]) -> None:
+    prompts = make_prompts(store)
+    first, second = (make_adapter(store, base_folder, prompts, seed) for seed in (1, 2))
+    evaluate_adapter(make_spec(base_folder), first, prompts, store, Progress())
+    assert generated == [False, False, True]
+    register(store, first)
+
+    evaluation = evaluate_adapter(make_spec(base_folder), second, prompts, store, Progress())
+    assert generated == [False, False, True, True]  # only the new adapter; the champion answered before
+    report = report_of(evaluation)
+    assert set(report["arms"]) == {*ARMS, "champion_with_contexts"}
+    assert report["champion"]["version"] == 1
+    assert report["champion"]["difference"]["against"] == "champion_with_contexts"
+    assert rows_of(evaluation, "champion_with_contexts") != rows_of(evaluation, "adapter_with_contexts")
+
+    evaluate_adapter(make_spec(base_folder, max_questions=9), second, prompts, store, Progress())
+    assert len(generated) == 8
+
+
+def test_evaluating_the_champion_again_finds_the_same_evaluation(
+    store: ArtifactStore, base_folder: Path
+) -> None:
+    prompts = make_prompts(store)
+    first, second = (make_adapter(store, base_folder, prompts, seed) for seed in (1, 2))
+    spec = make_spec(base_folder)
+    before = evaluate_adapter(spec, first, prompts, store, Progress())
+    register(store, first, **{COMPARED_WITH: ""})
+    assert evaluate_adapter(spec, first, prompts, store, Progress()).key == before.key
+    before = evaluate_adapter(spec, second, prompts, store, Progress())
+    register(store, second, **{COMPARED_WITH: "1"})
+    after = evaluate_adapter(spec, second, prompts, store, Progress())
+    assert (after.key, after.reused) == (before.key, True)
+
+
+def test_champion_whose_artifact_is_gone_comes_from_the_registry(
+    store: ArtifactStore, base_folder: Path
+) -> None:
+    prompts = make_prompts(store)
+    first, second = (make_adapter(store, base_folder, prompts, seed) for seed in (1, 2))
+    alone = evaluate_adapter(make_spec(base_folder), first, prompts, store, Progress())
+    register(store, first)
+    for kind in ("adapter", "predictions"):
+        shutil.rmtree(store.home / "artifacts" / kind)
+    second = make_adapter(store, base_folder, prompts, 2)
+    evaluation = evaluate_adapter(make_spec(base_folder), second, prompts, store, Progress())
+    champion = rows_of(evaluation, "champion_with_contexts")
+    assert {name: row["prediction"] for name, row in champion.items()} == {
+        name: row["prediction"] for name, row in rows_of(alone, "adapter_with_contexts").items()
+    }
+
+
+def test_champion_over_another_base_cannot_be_compared(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store)
+    first, second = (make_adapter(store, base_folder, prompts, seed) for seed in (1, 2))
+    register(store, first, **{BASE_MODEL: "sha256:other"})
+    report = report_of(evaluate_adapter(make_spec(base_folder), second, prompts, store, Progress()))
+    assert set(report["arms"]) == set(ARMS)
+    assert report["champion"]["difference"] is None
+    failed = [check["name"] for check in report["verdict"]["checks"] if not check["passed"]]
+    assert "comparable_with_champion" in failed
+
+
+def test_fewer_questions_are_the_same_ones(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    few, more = (
+        rows_of(
+            evaluate_adapter(make_spec(base_folder, max_questions=n), adapter, prompts, store, Progress()),
+            "base_with_contexts",
+        )
+        for n in (3, 6)
+    )
+    assert (len(few), len(more)) == (3, 6)
+    assert few.items() <= more.items()
+    assert set(few) != {"q0", "q1", "q2"}
+
+
+def test_without_contexts_each_question_is_its_own_group(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store)
+    shutil.rmtree(store.home / "artifacts" / "contexts")
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    report = report_of(evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress()))
+    assert report["groups"] == 10
+    assert report["retrieval"] == {"recall_at_k": None}
+
+
+def test_no_test_question(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store, test=0)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    with pytest.raises(InputError, match=r"no test question.*test_fraction"):
+        evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
+    assert {folder.name for folder in (store.home / "artifacts").iterdir()} == {
+        "adapter",
+        "contexts",
+        "prompts",
+    }
+
+
+def test_adapter_of_another_base(store: ArtifactStore, base_folder: Path) -> None:
+    prompts = make_prompts(store)
+    other = Source("model", "other-base", "sha256:other")
+    adapter = make_adapter(store, base_folder, prompts, seed=1, base=other)
+    with pytest.raises(InputError, match="trained over other-base"):
+        evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
+    assert not (store.home / "artifacts" / "predictions").exists()
