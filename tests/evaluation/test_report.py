@@ -1,0 +1,232 @@
+"""The report page and its charts, read back as XML and HTML."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jora_tasks.evaluation import charts
+from jora_tasks.evaluation.gate import judge
+from jora_tasks.evaluation.report import read_history, read_lengths, render_report
+from jora_tasks.evaluation.summary import (
+    ADAPTER,
+    BASE,
+    CHAMPION,
+    CLOSED_BOOK,
+    Question,
+    Resampling,
+    compare,
+    score_arm,
+    summarise,
+)
+
+EVIL = "<script>alert('x')</script><img src=x onerror=y>"
+
+
+def make_report(champion: bool = False, wrong: str = "wrong") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Twenty questions: closed book never right, base right on 2, adapter on all but 1."""
+    questions = [Question(f"q{i}", f"Question {i}?", ("right",), f"g{i // 2}") for i in range(20)]
+    right = {CLOSED_BOOK: set(), BASE: {0, 19}, ADAPTER: set(range(19))}
+    if champion:
+        right[CHAMPION] = set(range(5))
+    rows = {
+        arm: score_arm(arm, questions, {f"q{i}": "right" if i in won else wrong for i in range(20)})
+        for arm, won in right.items()
+    }
+    how = Resampling(500, 0.95, 0)
+    report: dict[str, Any] = {
+        "adapter": {"key": "0123456789abcdef", "digest": "sha256:a"},
+        "base_model": {"kind": "model", "name": "tiny & <base>", "digest": "sha256:b"},
+        "questions": 20,
+        "groups": 10,
+        "confidence": 0.95,
+        "bootstrap_samples": 500,
+        "arms": {arm: summarise(scored, how) for arm, scored in rows.items()},
+        "difference": compare(rows[ADAPTER], rows[BASE], how),
+        "champion": None,
+        "retrieval": {"recall_at_k": {"1": 0.8, "4": 0.95}},
+    }
+    if champion:
+        report["champion"] = {
+            "version": 7,
+            "reason": None,
+            "difference": compare(rows[ADAPTER], rows[CHAMPION], how),
+        }
+    return report | {"verdict": judge(report)}, rows
+
+
+class _Page(HTMLParser):
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+HISTORY = [{"step": i, "loss": 2 / (i + 1), "learning_rate": 1e-3 * i} for i in range(50)]
+
+
+def test_page_needs_nothing_else() -> None:
+    report, rows = make_report(champion=True)
+    page = render_report(report, rows, history=HISTORY, lengths=[300, 310, 420])
+    read = _Page(page)
+    assert not {"script", "link", "img", "iframe", "object"} & set(read.tags)
+    assert not {"src", "href", "srcset"} & {name for name, _ in read.attributes}
+    assert not re.search(r"https?:|url\(|@import", page)
+    assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
+
+
+def test_page_tells_the_figures() -> None:
+    report, rows = make_report(champion=True)
+    text = _Page(render_report(report, rows, history=HISTORY, lengths=[300, 310])).text
+    for arm in ("Base, closed book", "Base + contexts", "Adapter + contexts", "Champion + contexts"):
+        assert arm in text
+    assert "20 held-out questions in 10 groups, over tiny & <base>" in re.sub(r"\s+", " ", text)
+    for figures in report["arms"].values():
+        low, high = figures["interval"]["exact_match"]
+        assert f"{figures['exact_match']:.3f}  [{low:.3f}, {high:.3f}]" in text
+    assert "adapter minus champion, version 7" in text
+    assert "recall@4 0.950" in text
+    assert "passes the gate" in text
+    assert "better than champion" in text
+
+
+def test_examples_are_sorted_by_who_was_right() -> None:
+    report, rows = make_report()
+    text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
+    assert "Only the adapter is right (18)" in text
+    assert "Only the base is right (1)" in text
+    assert "Both are right (1)" in text
+    assert "Neither is right" not in text
+    assert "and 10 more in predictions.parquet" in text
+    assert text.index("Only the base is right") < text.index("Question 19?") < text.index("Both are right")
+
+
+def test_everything_is_escaped() -> None:
+    report, rows = make_report(wrong=EVIL)
+    page = render_report(report, rows)
+    assert "<script" not in page and "<img" not in page
+    assert EVIL in _Page(page).text
+
+
+def test_page_without_training_figures_or_champion() -> None:
+    report, rows = make_report()
+    text = _Page(render_report(report, rows)).text
+    assert "Training loss" not in text and "Lengths" not in text and "champion" not in text
+    report["retrieval"] = {"recall_at_k": None}
+    assert "recall@" not in _Page(render_report(report, rows)).text
+
+
+def test_page_is_the_same_each_time() -> None:
+    report, rows = make_report()
+    assert render_report(report, rows, history=HISTORY) == render_report(report, rows, history=HISTORY)
+
+
+def svg(chart: str) -> ET.Element:
+    return ET.fromstring(chart)
+
+
+def numbers(chart: str, tag: str, style: str, attribute: str) -> list[float]:
+    return [
+        float(each.get(attribute, "nan"))
+        for each in svg(chart).iter(tag)
+        if style in (each.get("class") or "").split()
+    ]
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    items = [
+        charts.Bar("none", 0.0, 0.0, 0.0),
+        charts.Bar("half", 0.5, 0.25, 0.75, "adapter"),
+        charts.Bar("full", 1.0, 1.0, 1.0, "adapter"),
+    ]
+    chart = charts.bars(items, "a <title>")
+    half, full = numbers(chart, "rect", "adapter", "width")
+    assert half == pytest.approx(full / 2, abs=0.1)
+    starts, ends = numbers(chart, "line", "whisker", "x1"), numbers(chart, "line", "whisker", "x2")
+    left = numbers(chart, "rect", "adapter", "x")[0]
+    assert (starts[3] - left, ends[3] - left) == (
+        pytest.approx(full / 4, abs=0.1),
+        pytest.approx(full * 3 / 4, abs=0.1),
+    )
+    assert svg(chart).get("aria-label") == "a <title>"
+
+
+def test_interval_is_on_its_side_of_zero() -> None:
+    for low, high in ((0.1, 0.4), (-0.4, -0.1), (-0.1, 0.1)):
+        chart = charts.interval(charts.Bar("d", (low + high) / 2, low, high, "open"), "difference")
+        zero = numbers(chart, "line", "zero", "x1")[0]
+        start, end = numbers(chart, "line", "range", "x1")[0], numbers(chart, "line", "range", "x2")[0]
+        assert (start > zero, end > zero) == (low > 0, high > 0)
+
+
+def test_curve_keeps_ends_and_leaves_gaps() -> None:
+    xs = list(range(5000))
+    ys = [10.0 - x / 1000 for x in xs]
+    path = svg(charts.lines(xs, ys, "t", x_label="step")).find("path")
+    assert path is not None
+    points = [tuple(map(float, each.split())) for each in re.split("[ML]", path.get("d", ""))[1:]]
+    assert len(points) <= 602
+    assert points[0][0] == charts._LEFT and points[-1][0] == charts.WIDTH - charts._RIGHT
+    assert all(earlier[1] < later[1] for earlier, later in zip(points, points[1:], strict=False))
+
+    ys[2500:2600] = [math.nan] * 100
+    gap = svg(charts.lines(xs, ys, "t", x_label="step")).find("path")
+    assert gap is not None and gap.get("d", "").count("M") == 2
+    assert "nan" not in gap.get("d", "")
+
+
+@pytest.mark.parametrize("ys", [[0.0], [0.0, 0.0], [5.0], [1e-9, 2e-9], [1e6, 2e6], [-1.0, 1.0]])
+def test_curve_of_any_size_stays_inside(ys: list[float]) -> None:
+    chart = charts.lines(list(range(len(ys))), ys, "t", x_label="step", height=200)
+    path = svg(chart).find("path")
+    assert path is not None
+    for point in re.split("[ML]", path.get("d", ""))[1:]:
+        x, y = map(float, point.split())
+        assert 0 <= x <= charts.WIDTH and 0 <= y <= 200
+    assert 2 <= len(numbers(chart, "line", "grid", "y1")) <= 7
+
+
+def test_nothing_to_draw() -> None:
+    assert charts.lines([1, 2], [math.nan, math.inf], "t", x_label="step") == ""
+    assert charts.histogram([], "t", x_label="tokens") == ""
+
+
+def test_histogram_counts_every_value() -> None:
+    values = [100, 100, 101, 350, 512, 512, 512]
+    titles = [each.text or "" for each in svg(charts.histogram(values, "t", x_label="tokens")).iter("title")]
+    counted = {}
+    for title in titles:
+        span, count = title.split(": ")
+        low, high = map(int, span.split("–"))
+        assert sum(low <= value <= high for value in values) == int(count)
+        counted[low] = int(count)
+    assert sum(counted.values()) == len(values)
+    assert len(counted) <= 24
+    assert len(list(svg(charts.histogram([5, 5], "t", x_label="tokens")).iter("title"))) == 1
+
+
+def test_reading_history_and_lengths(tmp_path: Path) -> None:
+    assert read_history(tmp_path / "none.jsonl") == []
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 0.5}\n\n{"note": "no step"}\n')
+    assert read_history(file) == [{"step": 1, "loss": 0.5}]
+    table = {"split": ["train", "test", "train"], "input_ids": [[1, 2], [1], [1, 2, 3]]}
+    pq.write_table(pa.table(table), tmp_path / "prompts.parquet")
+    assert read_lengths(tmp_path / "prompts.parquet") == [2, 3]

@@ -1,0 +1,239 @@
+"""Registration against a real embedded MLflow; evaluations are made by hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.errors import InputError
+from jora_tasks.evaluation.gate import judge
+from jora_tasks.progress import Progress
+from jora_tasks.registry import DIGEST, EVALUATION, Registry
+from jora_tasks.spec import RunSpec, parse_spec
+from jora_tasks.stages import register
+from jora_tasks.stages.register import Registration, promote, register_adapter, rollback
+
+SPEC = parse_spec({"name": "handbook", "documents": {"path": "/home/someone/private/handbook"}})
+
+
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database without an adapter; making one takes seconds, so tests copy it."""
+    home = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Registry(home)._client().search_registered_models()
+    return home / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path, empty_registry: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    (tmp_path / "mlflow").mkdir()
+    shutil.copy(empty_registry, tmp_path / "mlflow")
+    return ArtifactStore(tmp_path)
+
+
+def make_adapter(store: ArtifactStore, seed: int) -> Artifact:
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "adapter_config.json").write_text(json.dumps({"seed": seed}))
+        return {"steps": 3, "final_loss": 0.25}
+
+    return store.build(
+        "adapter",
+        version=1,
+        settings={"seed": seed},
+        inputs={},
+        write=write,
+        provenance={"airflow_run": "adapter_training/manual__1"},
+    )
+
+
+def figures(value: float, low: float, high: float) -> dict[str, Any]:
+    interval = {"exact_match": [low, high], "f1": [low, high]}
+    return {"exact_match": value, "f1": value, "n": 80, "interval": interval}
+
+
+def make_evaluation(
+    store: ArtifactStore,
+    adapter: Artifact,
+    low: float = 0.2,
+    champion: tuple[int, float] | None = None,
+) -> Artifact:
+    """An evaluation whose paired interval against the base, and the champion, begins at ``low``."""
+    report: dict[str, Any] = {
+        "base_model": {"kind": "model", "name": "tiny-base", "digest": "sha256:base"},
+        "questions": 80,
+        "groups": 40,
+        "confidence": 0.95,
+        "arms": {
+            "base_with_contexts": figures(0.1, 0.05, 0.2),
+            "adapter_with_contexts": figures(0.5, 0.4, 0.6),
+        },
+        "difference": {"against": "base_with_contexts", **figures(0.4, low, 0.6)},
+        "champion": None,
+        "retrieval": {"recall_at_k": {"1": 0.8, "4": 0.95}},
+    }
+    if champion is not None:
+        version, from_ = champion
+        against = {"against": "champion_with_contexts", **figures(0.1, from_, 0.3)}
+        report["champion"] = {"version": version, "reason": None, "difference": against}
+    report["verdict"] = judge(report)
+
+    def write(folder: Path) -> dict[str, Any]:
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "report.html").write_text("<p>report</p>")
+        return {}
+
+    return store.build(
+        "evaluation",
+        version=1,
+        settings={"low": low, "champion": list(champion or ())},
+        inputs={"adapter": adapter, "prompts": Source("prompts", "p", "sha256:prompts")},
+        write=write,
+    )
+
+
+def registered(store: ArtifactStore, adapter: Artifact, spec: RunSpec = SPEC, **kwargs: Any) -> Registration:
+    return register_adapter(spec, adapter, make_evaluation(store, adapter, **kwargs), store, Progress())
+
+
+def failed(registration: Registration) -> list[str]:
+    return [check["name"] for check in registration.verdict["checks"] if not check["passed"]]
+
+
+def champion(store: ArtifactStore) -> int | None:
+    found = Registry(store.home).get_champion("handbook")
+    return found.version if found else None
+
+
+def test_first_adapter_needs_only_the_base(store: ArtifactStore) -> None:
+    result = registered(store, make_adapter(store, 1))
+    assert (result.name, result.version, result.alias, result.reused) == ("handbook", 1, "champion", False)
+    assert failed(result) == []
+    assert champion(store) == 1
+
+
+def test_no_better_than_the_base_stays_a_candidate(store: ArtifactStore) -> None:
+    result = registered(store, make_adapter(store, 1), low=-0.1)
+    assert (result.alias, failed(result), champion(store)) == ("candidate", ["better_than_base"], None)
+    candidate = Registry(store.home).get_alias("handbook", "candidate")
+    assert candidate is not None and candidate.version == 1
+
+
+def test_next_adapter_has_to_beat_the_champion(store: ArtifactStore) -> None:
+    registered(store, make_adapter(store, 1))
+    worse = registered(store, make_adapter(store, 2), champion=(1, -0.05))
+    assert (worse.version, worse.alias, champion(store)) == (2, "candidate", 1)
+    better = registered(store, make_adapter(store, 3), champion=(1, 0.02))
+    assert (better.version, better.alias, champion(store)) == (3, "champion", 3)
+    assert rollback(store, "handbook") == 1 == champion(store)
+
+
+def test_second_time_makes_no_version(store: ArtifactStore) -> None:
+    first, second = make_adapter(store, 1), make_adapter(store, 2)
+    before = registered(store, first)
+    again = registered(store, first)
+    assert (again.version, again.alias, again.reused) == (before.version, "champion", True)
+    registered(store, second, champion=(1, 0.02))
+    again = registered(store, second, champion=(1, 0.02))
+    assert (again.version, again.alias, again.reused, failed(again)) == (2, "champion", True, [])
+    assert len(Registry(store.home).versions("handbook")) == 2
+    assert len(list((store.home / "mlflow" / "artifacts").rglob("adapter_config.json"))) == 2
+
+
+def test_same_adapter_with_another_evaluation_is_another_version(store: ArtifactStore) -> None:
+    adapter = make_adapter(store, 1)
+    assert registered(store, adapter, low=-0.1).version == 1
+    assert registered(store, adapter, low=0.1).version == 2
+
+
+def test_a_champion_rolled_back_stays_back(store: ArtifactStore) -> None:
+    first, second = make_adapter(store, 1), make_adapter(store, 2)
+    registered(store, first)
+    registered(store, second, champion=(1, 0.02))
+    rollback(store, "handbook")
+    again = registered(store, second, champion=(1, 0.02))
+    assert (again.alias, again.reused, champion(store)) == ("candidate", True, 1)
+
+
+def test_promotion_can_be_off_and_done_later(store: ArtifactStore) -> None:
+    held = SPEC.model_copy(update={"registry": SPEC.registry.model_copy(update={"promote": False})})
+    adapter = make_adapter(store, 1)
+    result = registered(store, adapter, spec=held)
+    assert (result.alias, result.verdict["alias"], champion(store)) == ("candidate", "champion", None)
+    assert promote(store, "handbook", 1) is None
+    assert champion(store) == 1
+    with pytest.raises(InputError, match="no version 2"):
+        promote(store, "handbook", 2)
+
+
+def test_a_kill_before_promotion_is_made_good(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = make_adapter(store, 1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(register.Registry, "promote", killed)
+        with pytest.raises(KeyboardInterrupt):
+            registered(store, adapter)
+    assert champion(store) is None
+    again = registered(store, adapter)
+    assert (again.version, again.alias, again.reused) == (1, "champion", True)
+
+
+def test_evaluated_before_the_champion_changed(store: ArtifactStore) -> None:
+    """Two runs were evaluated side by side, without a champion; the second never met the first."""
+    registered(store, make_adapter(store, 1))
+    late = registered(store, make_adapter(store, 2))
+    assert (late.alias, failed(late), champion(store)) == ("candidate", ["champion_unchanged"], 1)
+    check = late.verdict["checks"][-1]
+    assert (check["expected"], check["actual"]) == ("champion to beat: none, as evaluated", "version 1")
+
+
+def test_evaluation_of_another_adapter(store: ArtifactStore) -> None:
+    evaluation = make_evaluation(store, make_adapter(store, 1))
+    with pytest.raises(InputError, match="run `jora evaluate`"):
+        register_adapter(SPEC, make_adapter(store, 2), evaluation, store, Progress())
+    assert Registry(store.home).versions("handbook") == []
+
+
+def test_run_tells_figures_and_origin_without_local_paths(store: ArtifactStore) -> None:
+    adapter = make_adapter(store, 1)
+    evaluation = make_evaluation(store, adapter)
+    register_adapter(SPEC, adapter, evaluation, store, Progress())
+    client = Registry(store.home)._client()
+    version = client.get_model_version("handbook", "1")
+    run = client.get_run(version.run_id)
+
+    assert run.data.metrics["adapter_with_contexts.exact_match"] == 0.5
+    assert run.data.metrics["minus_base_with_contexts.exact_match.low"] == 0.2
+    assert run.data.metrics["recall_at.4"] == 0.95
+    assert run.data.metrics["training.final_loss"] == 0.25
+    assert run.data.params["documents.path"] == "handbook"
+    assert run.data.params["training.learning_rate"] == "0.001"
+    assert run.data.params["lora.target_modules"] == "all-linear"
+    assert version.tags[DIGEST] == adapter.digest
+    assert version.tags[EVALUATION] == evaluation.digest
+    assert version.tags["jora.prompts_digest"] == "sha256:prompts"
+    assert version.tags["jora.base_model"] == "tiny-base"
+    assert version.tags["jora.airflow_run"] == "adapter_training/manual__1"
+    assert "Exact match 0.500 [0.400, 0.600] on 80 held-out questions" in version.description
+
+    told: Sequence[str] = [
+        *run.data.params.values(),
+        *run.data.tags.values(),
+        *version.tags.values(),
+        version.description,
+    ]
+    assert not [text for text in told if "private" in text or str(store.home) in text]
+    files = {item.path for item in client.list_artifacts(version.run_id, "report")}
+    assert files == {"report/report.json", "report/report.html"}
