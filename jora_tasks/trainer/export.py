@@ -70,15 +70,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_name: str) -> Pa
     """
     if model.lora is None or model.lora_config is None:
         raise ValueError("the model has no adapter to save; load it with lora= or adapter=")
-    if (
-        not base_name
-        or base_name.startswith((".", "~"))
-        or Path(base_name).is_absolute()
-        or "\\" in base_name
-    ):
-        raise InputError(
-            f"base_name {base_name!r} must be a name or hub id of the base model, not a path of this machine."
-        )
+    check_base_name(base_name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
@@ -90,6 +82,23 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_name: str) -> Pa
     _replace(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     _replace(folder / CONFIG, f"{settings}\n".encode())
     return folder
+
+
+def check_base_name(base_name: str) -> None:
+    """Refuse a path of this machine: an adapter's files name its base for others.
+
+    Raises:
+      InputError: if it is a path, or empty.
+    """
+    if (
+        not base_name
+        or base_name.startswith((".", "~"))
+        or Path(base_name).is_absolute()
+        or "\\" in base_name
+    ):
+        raise InputError(
+            f"base_name {base_name!r} must be a name or hub id of the base model, not a path of this machine."
+        )
 
 
 def _settings(lora: LoraConfig, targets: list[str], base_name: str) -> dict[str, Any]:

@@ -25,8 +25,9 @@ from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches, Update
 from jora_tasks.trainer.card import model_card, summarise
 from jora_tasks.trainer.checkpoint import METRICS, Position, WorkFolder, fingerprint, read_metrics
+from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.data import Dataset, Example
-from jora_tasks.trainer.export import save_adapter
+from jora_tasks.trainer.export import check_base_name, save_adapter
 from jora_tasks.trainer.flops import peak_flops, step_flops
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.mesh import batch_multiple, make_mesh
@@ -62,7 +63,8 @@ def train_lora(
       lora: rank, scale, dropout and target modules.
       training: epochs, batches, optimizer, mesh.
       output: folder to publish; must be absent or empty. It appears whole, at the end.
-      base_name: what the adapter's configuration calls its base; default the model folder's name.
+      base_name: what the adapter's configuration calls its base; default the folder's name
+        (of a loaded model: "base").
       dtype: of the frozen base, where ``model`` is a folder.
       on_step: called after each update with its metrics, ``total_steps`` and ``eta_seconds``.
       work: folder of checkpoints; default a hidden sibling of ``output``, removed at the end.
@@ -71,13 +73,16 @@ def train_lora(
       ``output``.
 
     Raises:
-      InputError: for an output folder in use, a batch that does not split over the mesh, or a work
-        folder of another run.
+      InputError: for an output folder in use, a batch that does not split over the mesh, an
+        example that the model cannot read, or a work folder of another run.
       FloatingPointError: if a loss or gradient is not finite; names the update and its examples.
     """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
+    if base_name is None:
+        base_name = "base" if isinstance(model, LanguageModel) else Path(model).resolve().name
+    check_base_name(base_name)
     mesh = model.mesh if isinstance(model, LanguageModel) else _mesh(training.mesh)
     if training.batch_size % batch_multiple(mesh):
         raise InputError(
@@ -85,20 +90,19 @@ def train_lora(
             f"{batch_multiple(mesh)} devices of training.mesh; make it a multiple."
         )
     if not isinstance(model, LanguageModel):
-        base_name = base_name or Path(model).resolve().name
         model = load_model(model, dtype, lora=lora, mesh=mesh, seed=training.seed)
     if model.lora is None or model.lora_config != lora:
         raise InputError(
             f"the loaded model's adapter is {model.lora_config}, not the lora given; "
             "load it with load_model(folder, lora=lora)."
         )
+    _check_fits(dataset, model.config)
     folder = Path(work) if work else output.with_name(f".{output.name}.training")
     state = WorkFolder(folder, _identity(model, dataset, lora, training))
     try:
         trained = _train(model, dataset, training, state, on_step)
     finally:
         state.close()
-    base_name = base_name or "base"
     summary = summarise(read_metrics(state.metrics_file), dataset)
     with atomic_folder(output) as temporary:
         save_adapter(trained, temporary, base_name)
@@ -111,6 +115,20 @@ def train_lora(
 
 def _mesh(config: MeshConfig) -> Mesh | None:
     return None if config == MeshConfig() else make_mesh(config)
+
+
+def _check_fits(dataset: Dataset, config: DecoderConfig) -> None:
+    for example in dataset.examples:
+        if example.input_ids.min() < 0 or example.input_ids.max() >= config.vocab_size:
+            raise InputError(
+                f"example {example.id} has token {int(example.input_ids.max())}, but the model knows "
+                f"{config.vocab_size}; tokenize with the tokenizer of this base model."
+            )
+        if len(example.input_ids) > config.max_positions:
+            raise InputError(
+                f"example {example.id} has {len(example.input_ids)} tokens, but the model reads at most "
+                f"{config.max_positions}; shorten it or use a base model with a longer context."
+            )
 
 
 def _identity(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-CHILD = '''
+CHILD = """
 import os, signal, sys, threading, time
 from pathlib import Path
 
@@ -28,10 +28,12 @@ output, work, kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = parse_config({"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
                        "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": True})
 lora = LoraConfig(r=2, lora_dropout=0.1, target_modules=("q_proj", "down_proj"))
-model = LanguageModel(config, init_base(config, jax.random.key(0)), init_lora(config, lora, jax.random.key(1)), lora)
+base, adapter = init_base(config, jax.random.key(0)), init_lora(config, lora, jax.random.key(1))
+model = LanguageModel(config, base, adapter, lora)
 random = np.random.default_rng(0)
 dataset = Dataset(tuple(
-    Example.make(str(i), random.integers(0, 64, n), prompt_length=5) for i, n in enumerate(random.integers(8, 120, 14))
+    Example.make(str(i), random.integers(0, 64, n), prompt_length=5)
+    for i, n in enumerate(random.integers(8, 120, 14))
 ))
 
 
@@ -53,9 +55,11 @@ def on_step(metrics):
         threading.Thread(target=die_in_a_save, daemon=True).start()
 
 
-training = TrainConfig(epochs=3, batch_size=2, gradient_accumulation=2, checkpoint_every=3, learning_rate=0.01)
+training = TrainConfig(
+    epochs=3, batch_size=2, gradient_accumulation=2, checkpoint_every=3, learning_rate=0.01
+)
 train_lora(model, dataset, lora, training, output=output, work=work, base_name="tiny", on_step=on_step)
-'''
+"""
 
 FIGURES = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "scored_tokens")
 

@@ -1,0 +1,147 @@
+"""The train stage: one artifact, made once, gone on with after an interruption."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import save_file
+
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.errors import InputError
+from jora_tasks.progress import Progress
+from jora_tasks.spec import parse_spec
+from jora_tasks.stages.train import train_adapter
+
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "tie_word_embeddings": True,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A tiny random Hugging Face folder."""
+    from jora_tasks.trainer.config import parse_config
+    from jora_tasks.trainer.model import describe, init_base
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    config = parse_config(CONFIG)
+    tree, tensors = init_base(config, jax.random.key(0)), {}
+    for path, parameter in describe(config).items():
+        leaf = tree
+        for name in path:
+            leaf = leaf[name]
+        stacked = parameter.axes[0] == "layers"
+        for layer, value in enumerate(np.asarray(leaf) if stacked else [np.asarray(leaf)]):
+            tensors[parameter.checkpoint_name.format(layer)] = np.ascontiguousarray(value)
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def store(home):
+    return ArtifactStore(home)
+
+
+def _prompts(store, split="train"):
+    def write(folder):
+        random = np.random.default_rng(0)
+        rows = {
+            "example_id": [f"q{i}" for i in range(6)],
+            "split": [split] * 5 + ["test"],
+            "input_ids": pa.array(
+                [random.integers(0, 64, 20).tolist() for _ in range(6)], pa.list_(pa.int32())
+            ),
+            "prompt_length": pa.array([15] * 6, pa.int32()),
+        }
+        pq.write_table(pa.table(rows), folder / "prompts.parquet")
+        return {}
+
+    return store.build("prompts", version=1, settings={"split": split}, inputs={}, write=write)
+
+
+def _spec(base, **training):
+    return parse_spec(
+        {
+            "model": {"base": str(base)},
+            "lora": {"r": 2, "target_modules": ["q_proj"]},
+            "training": {"epochs": 2, "batch_size": 2, "checkpoint_every": 2, **training},
+        }
+    )
+
+
+class Interrupt:
+    """A progress sink that stops the run at one step, as Ctrl-C would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, event):
+        if event.done == self.step:
+            raise KeyboardInterrupt
+
+
+def test_the_artifact_holds_the_adapter_and_its_counts(base, store):
+    events = []
+    artifact = train_adapter(_spec(base), _prompts(store), store, Progress(events.append))
+    assert not artifact.reused
+    assert set(artifact.manifest["files"]) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "metrics.jsonl",
+    }
+    counts = artifact.counts
+    assert (counts["steps"], counts["epochs"], counts["examples"]) == (6, 2, 5)
+    assert (counts["tokens"], counts["scored_tokens"]) == (200, 50)
+    assert counts["final_loss"] > 0
+    assert [(event.done, event.total, event.unit) for event in events] == [
+        (i, 6, "steps") for i in range(1, 7)
+    ]
+    assert set(events[0].fields) == {"loss", "learning_rate", "tokens_per_second", "eta_seconds"}
+    assert json.loads(artifact.file("adapter_config.json").read_text())["base_model_name_or_path"] == "tiny"
+    for file in artifact.path.iterdir():
+        assert str(base).encode() not in file.read_bytes()
+    assert not any((store.home / "work" / "adapter").iterdir())
+
+
+def test_the_key_is_of_what_changes_the_adapter(base, store):
+    prompts = _prompts(store)
+    first = train_adapter(_spec(base), prompts, store, Progress())
+    same = train_adapter(_spec(base, checkpoint_every=5), prompts, store, Progress())
+    assert same.reused
+    assert same.key == first.key
+    spec = _spec(base)
+    renamed = spec.model_copy(update={"name": "other", "retrieval": spec.retrieval.model_copy()})
+    assert train_adapter(renamed, prompts, store, Progress()).reused
+    other = train_adapter(_spec(base, learning_rate=0.01), prompts, store, Progress())
+    assert other.key != first.key
+
+
+def test_an_interrupted_stage_goes_on_from_its_checkpoint(base, store):
+    prompts, spec = _prompts(store), _spec(base)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(spec, prompts, store, Progress(Interrupt(5)))
+    assert not list((store.home / "artifacts").glob("adapter/[!.]*"))
+    steps = []
+    artifact = train_adapter(spec, prompts, store, Progress(lambda event: steps.append(event.done)))
+    assert steps == [5, 6]
+    assert artifact.counts["steps"] == 6
+
+
+def test_prompts_without_training_examples_are_refused(base, store):
+    with pytest.raises(InputError, match="no example of split 'train'"):
+        train_adapter(_spec(base), _prompts(store, split="dev"), store, Progress())
+    assert not list((store.home / "artifacts").glob("adapter/[!.]*"))
