@@ -1,0 +1,93 @@
+import json
+
+import ir_measures
+import pyarrow.parquet as pq
+import pytest
+
+from jora_tasks.errors import InputError
+from jora_tasks.stages.contexts import retrieve_contexts
+from retrieval.index import read_chunks
+
+
+def rows_of(artifact):
+    return pq.read_table(artifact.file("contexts.parquet")).to_pylist()
+
+
+def test_rows_and_ranks(rag):
+    contexts = rag.contexts()
+    rows = rows_of(contexts)
+    assert [row["question_id"] for row in rows] == [question["id"] for question in rag.questions]
+    chunks = {chunk.id: chunk for chunk in read_chunks(rag.index().path)}
+    for row in rows:
+        assert [context["rank"] for context in row["contexts"]] == [1, 2, 3]
+        scores = [context["score"] for context in row["contexts"]]
+        assert scores == sorted(scores, reverse=True)
+        for context in row["contexts"]:
+            chunk = chunks[context["chunk_id"]]
+            assert (context["text"], context["heading"]) == (chunk.text, chunk.heading)
+    assert contexts.counts["questions"] == {"train": 8, "dev": 2, "test": 6}
+
+
+def test_recall_equals_ir_measures(rag):
+    contexts = rag.contexts(retrieval={"top_k": 8})
+    chunks = read_chunks(rag.index().path)
+    recall = contexts.counts["recall_at_k_by_split"]
+    for split in ("train", "dev", "test"):
+        qrels, run = {}, {}
+        for row in rows_of(contexts):
+            if row["split"] == split:
+                (span,) = row["evidence"]
+                evidence = set(range(span["start"], span["end"]))
+                qrels[row["question_id"]] = {
+                    chunk.id: 1 for chunk in chunks if evidence & set(range(chunk.start, chunk.end))
+                }
+                run[row["question_id"]] = {each["chunk_id"]: -float(each["rank"]) for each in row["contexts"]}
+        for k in (1, 8):
+            oracle = ir_measures.calc_aggregate([ir_measures.R @ k], qrels, run)[ir_measures.R @ k]
+            assert recall[split][str(k)] == pytest.approx(oracle)
+    assert 0 < recall["train"]["1"] < recall["train"]["8"] < 1  # else the comparison shows little
+    assert contexts.counts["recall_at_k"] == recall["test"]
+
+
+def test_evidence_that_is_gone_is_counted(rag):
+    rag.questions[0]["evidence"] = [{"document_id": "guide.md", "text": "no such text"}]
+    contexts = rag.contexts()
+    assert contexts.counts["evidence_missing"] == 1
+    assert rows_of(contexts)[0]["evidence"] == []
+    assert contexts.counts["with_evidence"] == len(rag.questions) - 1
+
+
+def test_evidence_spans_hold_their_text(rag):
+    texts = {"guide.md": (rag.folder / "documents" / "guide.md").read_text()}
+    for row, question in zip(rows_of(rag.contexts()), rag.questions, strict=True):
+        (span,) = row["evidence"]
+        assert texts[span["document_id"]][span["start"] : span["end"]] == question["evidence"][0]["text"]
+
+
+def test_reused_unless_questions_or_settings_change(rag):
+    first = rag.contexts()
+    assert rag.contexts().reused
+    assert rag.contexts(retrieval={"top_k": 2}).key != first.key
+    rag.questions[0]["question"] += "?"
+    assert rag.contexts().key != first.key
+
+
+def test_fewer_chunks_than_asked_for(rag):
+    rows = rows_of(rag.contexts(retrieval={"top_k": 100}))
+    assert len(rows[0]["contexts"]) == len(read_chunks(rag.index().path))
+
+
+def test_index_of_another_embedder_is_refused(rag, other_embedder_folder):
+    index = rag.index()
+    spec = rag.spec(index={"embedder": str(other_embedder_folder)})
+    with pytest.raises(InputError, match=r"built by the embedder tiny .* is other .*jora index"):
+        retrieve_contexts(spec, index, rag.store, rag.progress)
+    assert rag.left("contexts") == []
+
+
+def test_malformed_questions_are_refused_before_any_work(rag):
+    index = rag.index()
+    rag.spec()
+    (rag.folder / "questions.jsonl").write_text(json.dumps({"question": "x", "answers": []}) + "\n")
+    with pytest.raises(InputError, match=r"questions\.jsonl:1 has no answer"):
+        retrieve_contexts(rag.spec(write=False), index, rag.store, rag.progress)
