@@ -33,7 +33,9 @@ End.
 """
 
 MARKUP = ["# One\n", "## Two\n", "Title\n=====\n", "```\n", "- item\n", "...\n", "\n\n", "\n", "\t", " "]
-WORDS = ["word ", "heading", "options.", "x" * 90, "\u4e2d\u6587", "caf\u00e9 ", "0123456789"]
+# a word whose later parts take more tokens alone than within it: "##ing" against "i ##n ##g"
+STICKY = "x" + "ing" * 30
+WORDS = ["word ", "heading", "options.", "x" * 90, STICKY, "\u4e2d\u6587", "caf\u00e9 ", "0123456789"]
 PARTS = st.sampled_from([*MARKUP, *WORDS])
 
 
