@@ -5,6 +5,7 @@ A param has the name that ``--set`` takes, as in ``training.epochs``.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -55,10 +56,11 @@ class Setting:
     schema: Mapping[str, Any]
 
 
-def settings() -> Iterator[Setting]:
+@functools.cache
+def settings() -> tuple[Setting, ...]:
     """Every setting of a run, in the spec's order."""
     root = RunSpec.model_json_schema()
-    yield from _leaves(root, root["$defs"], ())
+    return tuple(_leaves(root, root["$defs"], ()))
 
 
 def spec_params(sections: tuple[str, ...], spec: RunSpec) -> dict[str, Param]:

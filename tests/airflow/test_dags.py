@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import CronTriggerTimetable
+
+from jora_tasks.airflow.assets import CORPUS, INDEX
+from jora_tasks.airflow.runs import progress_file, run_folder, spec_file
+from jora_tasks.spec import load_spec
+from jora_tasks.stages.pipeline import STAGES
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"jax", "torch", "faiss", "mlflow", "transformers", "sentence_transformers", "flax", "optax"}
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_db) -> dict[str, Any]:
+    bag = DagBag(str(ROOT / "dags"))
+    assert bag.import_errors == {}
+    return bag.dags
+
+
+def returned(run: Any, task_id: str) -> Any:
+    from airflow.models.xcom import XComModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    with create_session() as session:
+        value = session.scalar(
+            select(XComModel.value).where(
+                XComModel.dag_id == run.dag_id,
+                XComModel.run_id == run.run_id,
+                XComModel.task_id == task_id,
+                XComModel.key == "return_value",
+            )
+        )
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def test_the_dags_run_every_stage_once_in_order(dags):
+    assert set(dags) == {"document_index", "adapter_training"}
+    stages = [task.stage for dag in (dags["document_index"], dags["adapter_training"]) for task in dag.tasks]
+    assert stages == list(STAGES)
+    training = dags["adapter_training"]
+    assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts"}
+    assert training.task_dict["register"].upstream_task_ids == {"train", "evaluate"}
+    assert training.task_dict["contexts"].upstream_task_ids == set()
+
+
+def test_runs_do_not_overlap_nor_catch_up(dags):
+    for dag in dags.values():
+        assert dag.max_active_runs == 1
+        assert dag.catchup is False
+        assert all(task.retries == 2 and task.retry_delay <= timedelta(minutes=1) for task in dag.tasks)
+
+
+def test_the_index_starts_training_and_not_itself(dags):
+    schedule = dags["document_index"].timetable
+    assert isinstance(schedule, CronTriggerTimetable)
+    assert dags["document_index"].start_date is None
+    triggers = {asset.uri for asset in dags["adapter_training"].timetable.asset_condition.objects}
+    assert triggers == {INDEX.uri}
+    outlets = {asset.uri for task in dags["adapter_training"].tasks for asset in task.outlets}
+    assert not triggers & outlets
+    assert dags["document_index"].task_dict["index"].outlets == [INDEX]
+
+
+def test_assets_are_files_and_declared_on_both_sides(dags):
+    for dag in dags.values():
+        for task in dag.tasks:
+            assert task.task_id == "corpus" or task.inlets
+            assert task.task_id == "register" or task.outlets
+            assert all(asset.uri.startswith("file:///") for asset in (*task.inlets, *task.outlets))
+    assert CORPUS.uri.endswith("/artifacts/corpus")
+
+
+def test_only_training_takes_the_gpu(dags):
+    places = {task.task_id: (task.pool, task.queue) for dag in dags.values() for task in dag.tasks}
+    assert places.pop("train") == ("gpu", "gpu")
+    assert set(places.values()) == {("default_pool", "default")}
+
+
+@pytest.mark.parametrize("name", ["document_index", "adapter_training"])
+def test_parsing_imports_nothing_heavy(name):
+    code = (
+        "import runpy, sys, time, airflow.sdk, airflow.models\n"
+        "started = time.monotonic()\n"
+        f"runpy.run_path({str(ROOT / 'dags' / f'{name}.py')!r})\n"
+        "print(time.monotonic() - started)\n"
+        f"print(*sorted({HEAVY!r} & sys.modules.keys()))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stdout.splitlines()[-2:]
+    print(f"{name} parsed in {float(seconds):.2f} s")
+    assert heavy == ""
+
+
+def test_ruff_finds_no_outdated_airflow():
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--select", "AIR", "dags", "jora_tasks/airflow"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_keys_travel_from_task_to_task(run_dag: Callable[..., Any], home, echo):
+    run = run_dag("adapter_training", {"training.epochs": 3}, echo)
+    assert run.state == "success"
+    options = {task: returned(run, task)["options"] for task in ("contexts", "train", "evaluate", "register")}
+    folder = run_folder(home, "adapter_training", run.run_id)
+    given = ["--spec", str(spec_file(folder)), "--json"]
+    assert options["contexts"] == given
+    assert options["train"] == [*given, "--prompts", "promptskey"]
+    assert options["evaluate"] == [*given, "--adapter", "trainkey", "--prompts", "promptskey"]
+    assert options["register"] == [*given, "--adapter", "trainkey", "--evaluation", "evaluatekey"]
+    assert load_spec(spec_file(folder)).training.epochs == 3
+
+
+def test_a_stage_is_told_where_it_is_and_no_secret(run_dag: Callable[..., Any], home, echo, monkeypatch):
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY", "a-secret")
+    run = run_dag("document_index", {"name": "papers"}, echo)
+    environment = returned(run, "index")["environment"]
+    assert environment["JORA_HOME"] == str(home)
+    assert environment["JORA_PROGRESS"] == str(progress_file(run_folder(home, run.dag_id, run.run_id)))
+    assert environment["JORA_AIRFLOW_RUN"] == f"document_index/{run.run_id}"
+    assert not [name for name in environment if name.startswith("AIRFLOW")]
+
+
+def test_bad_input_fails_the_first_task_with_its_sentence(run_dag: Callable[..., Any], home, echo):
+    run = run_dag("document_index", {"index.chunk_overlap": 300}, echo)
+    assert run.state == "failed"
+    assert not run_folder(home, run.dag_id, run.run_id).exists()
+    tasks = {task.task_id: task.state for task in run.get_task_instances()}
+    assert tasks == {"corpus": "failed", "index": "upstream_failed"}

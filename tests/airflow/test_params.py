@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+from pydantic import ValidationError
+
+from jora_tasks.airflow.params import (
+    ADAPTER_TRAINING_SECTIONS,
+    DOCUMENT_INDEX_SECTIONS,
+    base_spec,
+    settings,
+    spec_from_params,
+    spec_params,
+)
+from jora_tasks.errors import InputError
+from jora_tasks.spec import PROJECTIONS, RunSpec, load_spec
+
+SECTIONS = tuple(RunSpec.model_fields)
+PARAMS = spec_params(SECTIONS, RunSpec())
+NAMES = [setting.name for setting in settings()]
+PROBES: list[Any] = [
+    *(-1, 0, 1, 2, 15, 16, 63, 64, 99, 100, 101, 1000, 1001, 1024, 1025, 4096, 4097, 8192, 8193),
+    *(100000, 100001, 131072, 131073, -0.1, 0.5, 0.51, 0.95, 1.5, 4096.5),
+    *("", "a", "A b", "float32", "bfloat16", "float16", "full", "none", True, None),
+]
+
+
+def values(sections: tuple[str, ...], spec: RunSpec) -> dict[str, Any]:
+    return {name: param.resolve() for name, param in spec_params(sections, spec).items()}
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return value
+
+
+def spec_takes(name: str, value: Any) -> bool:
+    """Whether the spec has nothing against this value of this field by itself."""
+    try:
+        RunSpec.model_validate(nested(name, value), strict=True)
+    except ValidationError as error:
+        return tuple(name.split(".")) not in {wrong["loc"] for wrong in error.errors()}
+    return True
+
+
+def form_takes(name: str, value: Any) -> bool:
+    try:
+        copy.copy(PARAMS[name]).resolve(value)
+    except ParamValidationError:
+        return False
+    return True
+
+
+def test_every_setting_is_in_the_form_of_the_dag_that_reads_it():
+    index = spec_params(DOCUMENT_INDEX_SECTIONS, RunSpec())
+    training = spec_params(ADAPTER_TRAINING_SECTIONS, RunSpec())
+    assert index.keys() | training.keys() == set(NAMES)
+    assert index.keys() & training.keys() == {"name"}
+    assert "training.mesh.fsdp" in training
+    assert {name.partition(".")[0] for name in index} == {"name", "documents", "index"}
+
+
+def test_the_defaults_of_the_forms_are_the_spec():
+    spec = load_spec(None, ("training.epochs=3", "lora.target_modules=[q_proj, v_proj]"))
+    assert spec_from_params(values(SECTIONS, spec), RunSpec()) == spec
+    assert spec_from_params(values(SECTIONS, load_spec(None)), RunSpec()) == load_spec(None)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "lora.target_modules"])
+def test_the_form_takes_what_the_spec_takes(name):
+    if name in ("documents.path", "questions.path", "model.base", "index.embedder"):
+        probes = ["", "a", None, 1]
+    else:
+        probes = PROBES
+    # JSON has one kind of number: 1.0 is an integer there and -1 may be a float.
+    wrong = [
+        value
+        for value in probes
+        if not (isinstance(value, float) and value.is_integer())
+        and form_takes(name, value) != spec_takes(name, value)
+    ]
+    assert wrong == []
+
+
+def test_target_modules_are_several_choices():
+    assert form_takes("lora.target_modules", ["q_proj", "o_proj"])
+    assert not form_takes("lora.target_modules", ["q_porj"])
+    assert not form_takes("lora.target_modules", [])
+    spec = spec_from_params({"lora.target_modules": list(PROJECTIONS[:2])}, RunSpec())
+    assert spec.lora.targets == PROJECTIONS[:2]
+    assert spec_from_params({"lora.target_modules": ["all-linear"]}, spec).lora.targets == PROJECTIONS
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_field_is_described(name):
+    param = PARAMS[name]
+    assert param.description.endswith((".", ")"))
+    assert param.schema["title"] and param.schema["section"]
+    assert "type" in param.schema
+
+
+def test_values_that_do_not_go_together_are_refused_in_a_sentence():
+    with pytest.raises(InputError, match=r"chunk_overlap \(300\) must be smaller than chunk_tokens \(200\)"):
+        spec_from_params({"index.chunk_overlap": 300}, RunSpec())
+    with pytest.raises(InputError, match="'all-linear'"):
+        spec_from_params({"lora.target_modules": ["all-linear", "q_proj"]}, RunSpec())
+
+
+def test_a_name_that_is_no_setting_is_refused():
+    with pytest.raises(InputError, match=r"training\.epoch is not a setting"):
+        spec_from_params({"training.epoch": 2}, RunSpec())
+
+
+def test_defaults_come_from_the_named_spec(tmp_path: Path, monkeypatch):
+    file = tmp_path / "run.yaml"
+    file.write_text("documents: {path: papers}\nretrieval: {top_k: 7}\n")
+    monkeypatch.setenv("JORA_SPEC", str(file))
+    defaults = values(SECTIONS, base_spec())
+    assert defaults["retrieval.top_k"] == 7
+    assert defaults["documents.path"] == str(tmp_path / "papers")
+    assert spec_from_params({"documents.path": "other"}, base_spec()).documents.path == str(
+        tmp_path / "other"
+    )
+
+
+def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("JORA_SPEC", str(tmp_path / "no.yaml"))
+    with pytest.raises(InputError, match=r"no\.yaml: no such file"):
+        base_spec()
