@@ -112,7 +112,7 @@ def test_what_was_used_twice_is_told_once(store: ArtifactStore, adapter: Artifac
 def test_input_that_is_no_longer_what_was_used(
     store: ArtifactStore, adapter: Artifact, harm: str, state: str
 ) -> None:
-    index = next((store.home / "artifacts" / "index").iterdir())
+    index = next((store.home / "artifacts" / "index").glob("[!.]*"))
     manifest = json.loads((index / "manifest.json").read_text())
     if harm == "remove":
         shutil.rmtree(index)

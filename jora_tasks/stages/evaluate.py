@@ -7,17 +7,16 @@ those that it gave when it was the adapter.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_bytes
 from jora_tasks.errors import InputError
+from jora_tasks.evaluation.answerer import Answerer
 from jora_tasks.evaluation.gate import judge
 from jora_tasks.evaluation.summary import (
     ADAPTER,
@@ -35,9 +34,6 @@ from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
-
-if TYPE_CHECKING:
-    from jora_tasks.trainer.model import LanguageModel
 
 VERSION = 1
 PREDICTIONS_VERSION = 1
@@ -102,7 +98,7 @@ def evaluate_adapter(
                     CHAMPION, _OPEN, source, lambda: _fetch_adapter(champion, store, registry, Path(scratch))
                 )
             )
-        answerer = _Answerer(spec, base_folder)
+        answerer = Answerer(base_folder, spec.model.dtype, spec.training.mesh, spec.evaluation)
         counter = _Counter(progress, len(arms) * len(asked))
         for arm in arms:
             answered[arm.name] = _answers(spec, arm, base, prompts, asked, store, answerer, counter)
@@ -225,57 +221,17 @@ class _Counter:
         self._progress = progress
         self._total = total
         self._before = 0
+        self._told = 0
 
     def within(self, arm: str, done: int) -> None:
-        self._progress("evaluate", done=self._before + done, total=self._total, unit="answers", arm=arm)
+        if self._before + done == self._told:  # the last batch told it already
+            return
+        self._told = self._before + done
+        self._progress("evaluate", done=self._told, total=self._total, unit="answers", arm=arm)
 
     def finish(self, arm: str, answers: int) -> None:
         self.within(arm, answers)
         self._before += answers
-
-
-class _Answerer:
-    """The base model and tokenizer, loaded at the first question; adapters take turns over the base."""
-
-    def __init__(self, spec: RunSpec, folder: Path) -> None:
-        self._spec = spec
-        self._folder = folder
-
-    @cached_property
-    def _model(self) -> LanguageModel:
-        from jora_tasks.trainer.load import load_model
-        from jora_tasks.trainer.mesh import make_mesh
-
-        return load_model(self._folder, self._spec.model.dtype, mesh=make_mesh(self._spec.training.mesh))
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from jora_tasks.trainer.tokenizer import load_tokenizer
-
-        return load_tokenizer(self._folder)
-
-    def answer(
-        self, prompts: Sequence[list[int]], adapter: Path | None, on_progress: Callable[[int, int], None]
-    ) -> list[tuple[str, int]]:
-        """Greedy answers as text, each with its number of tokens."""
-        from jora_tasks.evaluation.generation import generate
-        from jora_tasks.trainer.export import load_adapter
-
-        model, tokenizer = self._model, self._tokenizer
-        if adapter is not None:
-            lora_config, lora = load_adapter(adapter, model.config, mesh=model.mesh)
-            model = dataclasses.replace(model, lora=lora, lora_config=lora_config)
-        generated = generate(
-            model,
-            list(prompts),
-            max_new_tokens=self._spec.evaluation.max_new_tokens,
-            eos_ids=tokenizer.eos_ids,
-            pad_id=tokenizer.pad_id,
-            batch_size=self._spec.evaluation.batch_size,
-            use_adapter=adapter is not None,
-            on_progress=on_progress,
-        )
-        return [(tokenizer.decode(ids).strip(), len(ids)) for ids in generated]
 
 
 def _answers(
@@ -285,7 +241,7 @@ def _answers(
     prompts: Artifact,
     asked: Sequence[_Asked],
     store: ArtifactStore,
-    answerer: _Answerer,
+    answerer: Answerer,
     counter: _Counter,
 ) -> Artifact:
     """An arm's answers, generated only if they are not kept already."""

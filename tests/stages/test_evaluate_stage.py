@@ -284,7 +284,7 @@ def test_report_has_figures_of_the_stored_predictions(store: ArtifactStore, base
     assert str(base_folder) not in json.dumps(report) + json.dumps(dict(evaluation.manifest))
 
     assert (events[-1].done, events[-1].total, events[-1].unit) == (30, 30, "answers")
-    assert [event.done for event in events] == sorted(event.done or 0 for event in events)
+    assert [event.done for event in events] == sorted({event.done or 0 for event in events})
     assert {event.fields["arm"] for event in events} == set(ARMS)
 
 
