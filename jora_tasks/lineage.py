@@ -5,7 +5,7 @@ The manifests are the record; both views only read them, so they cannot disagree
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
@@ -37,6 +37,7 @@ _MEANINGS = {
     "adapter": "LoRA adapter in PEFT's format.",
     "predictions": "Answers of one arm to the test questions.",
     "evaluation": "Scored answers of every arm and the report.",
+    "registered": "Versions of the adapter in the registry.",
 }
 
 
@@ -160,22 +161,14 @@ def datasets(store: ArtifactStore, artifact: Artifact) -> tuple[list[InputDatase
     Returns:
       Inputs and outputs, for `airflow.providers.openlineage.api.emit_dataset_lineage`.
     """
-    from openlineage.client.event_v2 import InputDataset, OutputDataset
-    from openlineage.client.facet_v2 import dataset_version_dataset, output_statistics_output_dataset
+    from openlineage.client.event_v2 import OutputDataset
+    from openlineage.client.facet_v2 import output_statistics_output_dataset
 
-    def version(digest: str) -> Any:
-        return dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=digest)
-
-    inputs = []
-    for reference in artifact.manifest["inputs"].values():
-        if reference["kind"] == "predictions":  # made within the evaluation, not by a stage before it
-            continue
-        if "key" in reference:
-            namespace, name = "file", _folder(store, reference["kind"])
-        else:
-            namespace, name = "jora", f"{reference['kind']}/{reference['name']}"
-        facets = {"version": version(reference["digest"]), **_description(reference["kind"])}
-        inputs.append(InputDataset(namespace=namespace, name=name, facets=facets))
+    inputs = [
+        _input(store, reference)
+        for reference in artifact.manifest["inputs"].values()
+        if reference["kind"] != "predictions"  # made within the evaluation, not by a stage before it
+    ]
     statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
         rowCount=_rows(artifact),
         size=sum(artifact.file(name).stat().st_size for name in artifact.manifest["files"]),
@@ -184,10 +177,44 @@ def datasets(store: ArtifactStore, artifact: Artifact) -> tuple[list[InputDatase
     output = OutputDataset(
         namespace="file",
         name=_folder(store, artifact.kind),
-        facets={"version": version(artifact.digest), **_description(artifact.kind)},
+        facets={"version": _version(artifact.digest), **_description(artifact.kind)},
         outputFacets={"outputStatistics": statistics},
     )
     return inputs, [output]
+
+
+def registration_datasets(
+    store: ArtifactStore, artifacts: Sequence[Artifact], name: str, version: int
+) -> tuple[list[InputDataset], list[OutputDataset]]:
+    """OpenLineage datasets of a registration: the adapter and its evaluation → a registered version.
+
+    The output is ``jora`` + registered/name, with the registry's version number as its version.
+    """
+    from openlineage.client.event_v2 import OutputDataset
+
+    inputs = [
+        _input(store, {"kind": each.kind, "key": each.key, "digest": each.digest}) for each in artifacts
+    ]
+    facets = {"version": _version(str(version)), **_description("registered")}
+    return inputs, [OutputDataset(namespace="jora", name=f"registered/{name}", facets=facets)]
+
+
+def _input(store: ArtifactStore, reference: Mapping[str, str]) -> InputDataset:
+    """The dataset of an artifact (it has a key) or of a source (it has a name)."""
+    from openlineage.client.event_v2 import InputDataset
+
+    kind = reference["kind"]
+    namespace, name = (
+        ("file", _folder(store, kind)) if "key" in reference else ("jora", f"{kind}/{reference['name']}")
+    )
+    facets = {"version": _version(reference["digest"]), **_description(kind)}
+    return InputDataset(namespace=namespace, name=name, facets=facets)
+
+
+def _version(version: str) -> Any:
+    from openlineage.client.facet_v2 import dataset_version_dataset
+
+    return dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=version)
 
 
 def _folder(store: ArtifactStore, kind: str) -> str:
@@ -200,7 +227,7 @@ def _description(kind: str) -> dict[str, Any]:
     facets: dict[str, Any] = {}
     if kind in _MEANINGS:
         facets["documentation"] = documentation_dataset.DocumentationDatasetFacet(description=_MEANINGS[kind])
-    if kind in ("adapter", "model"):
+    if kind in ("adapter", "model", "registered"):
         facets["datasetType"] = dataset_type_dataset.DatasetTypeDatasetFacet(datasetType="MODEL")
     return facets
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from jora_tasks import __version__
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
-from jora_tasks.lineage import datasets, render, trace
+from jora_tasks.lineage import datasets, registration_datasets, render, trace
 
 DOCUMENTS = [{"document_id": f"guide/{i:02}.md", "digest": f"sha256:{i:064x}"} for i in range(12)]
 
@@ -173,6 +173,17 @@ def test_one_stages_output_is_the_next_ones_input(store: ArtifactStore, adapter:
     assert output.facets["datasetType"].datasetType == "MODEL"
     assert output.facets["documentation"].description
     assert output.outputFacets["outputStatistics"].rowCount is None
+
+
+def test_a_registration_reads_the_adapter_and_writes_a_version(
+    store: ArtifactStore, adapter: Artifact
+) -> None:
+    inputs, (output,) = registration_datasets(store, [adapter], "handbook", 3)
+    (_, (written,)) = datasets(store, adapter)
+    assert [(each.namespace, each.name) for each in inputs] == [(written.namespace, written.name)]
+    assert inputs[0].facets["version"].datasetVersion == adapter.digest
+    assert (output.namespace, output.name) == ("jora", "registered/handbook")
+    assert output.facets["version"].datasetVersion == "3"
 
 
 def test_an_event_of_the_datasets_is_valid(store: ArtifactStore, adapter: Artifact) -> None:

@@ -97,7 +97,7 @@ class StageOperator(BaseOperator):
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = event_extra(spec.name, result)
-        self._emit_lineage(result)
+        self._emit_lineage(result, keys)
         return result
 
     def on_kill(self) -> None:
@@ -139,13 +139,13 @@ class StageOperator(BaseOperator):
         temporary.write_text(dump_spec(spec), encoding="utf-8")
         temporary.replace(file)
 
-    def _emit_lineage(self, result: Mapping[str, Any]) -> None:
+    def _emit_lineage(self, result: Mapping[str, Any], keys: Mapping[str, str]) -> None:
         try:
             from jora_tasks.airflow.lineage_events import emit_lineage
         except ImportError:  # a worker without the OpenLineage provider
             self.log.warning("OpenLineage is not installed; no lineage event of this stage")
             return
-        emit_lineage(result)
+        emit_lineage(result, keys)
 
 
 def _newest_event(context: Context, asset: Asset) -> dict[str, Any] | None:
