@@ -156,7 +156,8 @@ def test_nothing_to_stop(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_a_real_airflow_starts_runs_and_leaves_nothing_behind(tmp_path: Path, taken):
+def test_a_real_airflow_starts_runs_and_leaves_nothing_behind(tmp_path: Path, taken, monkeypatch):
+    monkeypatch.delenv("AIRFLOW__OPENLINEAGE__TRANSPORT")  # these tests' own, which would be kept
     home, spec = tmp_path / "home", tmp_path / "run.yaml"
     spec.write_text("documents: {path: none}\n")
     said: list[str] = []
