@@ -25,8 +25,7 @@ COMPONENTS = {
     "dag-processor": ("dag-processor",),
     "triggerer": ("triggerer", "--skip-serve-logs"),
 }
-STOP_SECONDS = 12.0
-REPEAT_SECONDS = 4.0
+STOP_SECONDS, API_STOP_SECONDS, REPEAT_SECONDS = 12.0, 8.0, 4.0
 
 
 class _Stop(Exception):
@@ -76,7 +75,7 @@ def _stop(children: dict[str, subprocess.Popen[bytes]]) -> None:
     api_server = children.pop("api-server", None)
     _end(list(children.values()), STOP_SECONDS)
     if api_server is not None:
-        _end([api_server], REPEAT_SECONDS)
+        _end([api_server], API_STOP_SECONDS)
 
 
 def _end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
@@ -88,6 +87,9 @@ def _end(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
         until = time.monotonic() + REPEAT_SECONDS
         while any(child.poll() is None for child in left) and time.monotonic() < until:
             time.sleep(0.1)
+    for child in children:  # reaps those that ended, too: none stays behind as a zombie
+        child.kill()
+        child.wait()
 
 
 if __name__ == "__main__":

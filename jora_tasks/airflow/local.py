@@ -43,7 +43,7 @@ DAG_IDS = ("document_index", "adapter_training")
 DEFAULT_PORT = 8080
 DEFAULT_LOG_PORTS = (8793, 8794)
 START_SECONDS = 300.0
-STOP_SECONDS = 20.0
+STOP_SECONDS = 25.0
 
 Report = Callable[[str], None]
 
