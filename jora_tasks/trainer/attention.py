@@ -58,8 +58,9 @@ def attention(q: Queries, k: Keys, v: Keys, segments: Segments | None = None) ->
     """The same as `reference_attention`, in blocks of queries against the keys up to their own end.
 
     Scores past a block are never formed, and the backward pass forms each block's scores again from a
-    saved log-sum, as FlashAttention does (arXiv 2205.14135), so nothing of size S² outlives a block. The
-    products of the backward pass that contract over queries transpose the d-sized side, not the scores.
+    saved log-sum, as FlashAttention does (arXiv 2205.14135), so nothing of size S² outlives a layer; within
+    one, the compiler may hold several blocks at once. The products of the backward pass that contract over
+    queries transpose the d-sized side, not the scores.
     """
     length, kv_heads = q.shape[1], k.shape[2]
     groups = q.shape[2] // kv_heads

@@ -74,11 +74,11 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_name: str) -> Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
-    for name, parts in model.lora.items():
+    for name in model.lora_config.targets:
         for letter, part in LETTERS:
-            for layer, value in enumerate(np.asarray(jax.device_get(parts[part]), np.float32)):
+            for layer, value in enumerate(np.asarray(jax.device_get(model.lora[name][part]), np.float32)):
                 tensors[_key(layer, name, letter)] = np.ascontiguousarray(value)
-    settings = json.dumps(_settings(model.lora_config, list(model.lora), base_name), indent=2, sort_keys=True)
+    settings = json.dumps(_settings(model.lora_config, base_name), indent=2, sort_keys=True)
     _replace(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     _replace(folder / CONFIG, f"{settings}\n".encode())
     return folder
@@ -101,7 +101,7 @@ def check_base_name(base_name: str) -> None:
         )
 
 
-def _settings(lora: LoraConfig, targets: list[str], base_name: str) -> dict[str, Any]:
+def _settings(lora: LoraConfig, base_name: str) -> dict[str, Any]:
     alpha = float(lora.lora_alpha)
     return {
         "auto_mapping": None,
@@ -115,7 +115,7 @@ def _settings(lora: LoraConfig, targets: list[str], base_name: str) -> dict[str,
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": lora.r,
-        "target_modules": targets,  # explicit: PEFT guesses q and v only where it is null
+        "target_modules": list(lora.targets),  # explicit: PEFT guesses q and v only where it is null
         "task_type": "CAUSAL_LM",
         "use_dora": False,
         "use_rslora": lora.use_rslora,

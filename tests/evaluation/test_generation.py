@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jora_tasks.errors import InputError
+from jora_tasks.evaluation.generation import generate
+from jora_tasks.spec import LoraConfig
+from jora_tasks.trainer.load import load_model
+
+NEW = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    import torch
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("tiny")
+    transformers.LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    loaded = load_model(folder, lora=LoraConfig(r=4))
+    lora = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(jax.random.key(0), x.shape), loaded.lora)
+    return dataclasses.replace(loaded, lora=lora)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 64, length).tolist() for length in (5, 70, 1, 64, 33)]
+
+
+@pytest.fixture(scope="module")
+def expected(folder, prompts):
+    return transformers_greedy(folder, prompts, NEW)
+
+
+def transformers_greedy(folder, prompts, new):
+    """Each prompt alone: no padding, no cache of ours."""
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    answers = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),  # or it takes tokens equal to pad for padding
+            max_new_tokens=new,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        answers.append(out[0, len(prompt) :].tolist())
+    return answers
+
+
+def answer(model, prompts, **changes):
+    settings = {"max_new_tokens": NEW, "eos_ids": (), "pad_id": 0, "batch_size": 2, "use_adapter": False}
+    return generate(model, prompts, **{**settings, **changes})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_equals_transformers_whatever_the_batch(model, prompts, expected, batch_size):
+    assert answer(model, prompts, batch_size=batch_size) == expected
+
+
+def test_padding_token_does_not_matter(model, prompts, expected):
+    assert answer(model, prompts, pad_id=63) == expected
+
+
+def test_stops_before_the_first_end_token(model, prompts, expected):
+    ends = {expected[0][3], expected[1][5]}
+    cut = [row[: next((i for i, token in enumerate(row) if token in ends), NEW)] for row in expected]
+    assert len(cut[0]) <= 3
+    assert answer(model, prompts, eos_ids=ends) == cut
+
+
+def test_adapter_and_base_from_one_copy(model, prompts, expected):
+    """The adapter's answers are those of full passes over prompt and answer."""
+    rows = answer(model, prompts[:1], use_adapter=True)
+    assert rows != expected[:1]
+    whole = np.asarray(model.logits(np.array([prompts[0] + rows[0]])))[0].argmax(-1)
+    assert whole[len(prompts[0]) - 1 : -1].tolist() == rows[0]
+
+
+def test_reports_progress_and_takes_no_prompts(model, prompts):
+    seen = []
+    answer(model, prompts, max_new_tokens=1, on_progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert answer(model, []) == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"), [([], "prompt 1 is empty"), ([64], "prompt 1 .* vocabulary of 64")]
+)
+def test_bad_prompts_are_named(model, bad, words):
+    with pytest.raises(InputError, match=words):
+        answer(model, [[1], bad])
+
+
+def test_smollm2_says_what_transformers_says(smollm2_folder):
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2_folder)
+    questions = (
+        "What is the capital of France?",
+        "Why is the sky blue? Explain it to a physicist in detail.",
+    )
+    prompts = [
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False
+        )
+        for question in questions
+    ]
+    found = answer(load_model(smollm2_folder), prompts, max_new_tokens=16)
+    assert found == transformers_greedy(smollm2_folder, prompts, 16)
+    assert "Paris" in tokenizer.decode(found[0])

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jora_tasks.errors import InputError
+from jora_tasks.trainer.config import RopeConfig, parse_config, read_config
+
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def test_reads_sizes_and_defaults():
+    config = parse_config(LLAMA)
+    assert config.head_dim == 16
+    assert config.rope == RopeConfig(theta=10000.0)
+    assert not config.tie_word_embeddings
+    assert config.projections["k_proj"].out_features == 32
+    assert config.projections["down_proj"].in_features == 128
+    assert hash(config) == hash(parse_config(LLAMA))
+
+
+def test_both_spellings_of_rope_scaling_agree():
+    old = {**LLAMA, "rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}
+    older = {**LLAMA, "rope_theta": 5e5, "rope_scaling": {"type": "llama3", **LLAMA3}}
+    new = {**LLAMA, "rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, **LLAMA3}}
+    expected = RopeConfig(5e5, "llama3", 8.0, 1.0, 4.0, 8192)
+    assert [parse_config(data).rope for data in (old, older, new)] == [expected] * 3
+
+
+def test_qwen2_has_bias_on_queries_keys_and_values_only():
+    config = parse_config({**LLAMA, "model_type": "qwen2"})
+    assert config.projections["q_proj"].bias and not config.projections["o_proj"].bias
+    assert parse_config({**LLAMA, "attention_bias": True}).projections["o_proj"].bias
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' .* llama, mistral, qwen2"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"mlp_bias": True}, "mlp_bias"),
+        ({"quantization_config": {"bits": 4}}, "quantised"),
+        ({"model_type": "mistral", "sliding_window": 4096}, "sliding-window"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 .* num_key_value_heads 3"),
+        ({"hidden_size": 66}, "hidden_size 66"),
+        ({"head_dim": 15}, "head_dim 15"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"vocab_size": "many"}, "vocab_size"),
+        ({"rms_norm_eps": -1}, "rms_norm_eps"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
+        ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ],
+)
+def test_refuses_what_it_cannot_run(change, words):
+    with pytest.raises(InputError, match=words):
+        parse_config({**LLAMA, **change})
+
+
+def test_missing_and_malformed_files(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not valid JSON"):
+        read_config(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps([1]))
+    with pytest.raises(InputError, match="object"):
+        read_config(tmp_path)

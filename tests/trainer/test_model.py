@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jora_tasks.spec import LoraConfig
+from jora_tasks.trainer.config import parse_config, read_config
+from jora_tasks.trainer.load import load_model
+from jora_tasks.trainer.model import (
+    LanguageModel,
+    decode_step,
+    describe,
+    head_weight,
+    hidden_states,
+    init_base,
+    prefill,
+    project_logits,
+    rope_tables,
+)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS = {
+    "grouped": ("llama", {}),
+    "multi-head": ("llama", {"num_key_value_heads": 8}),
+    "multi-query": ("llama", {"num_key_value_heads": 1}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "eps 1e-6": ("llama", {"rms_norm_eps": 1e-6}),
+    "llama3 rope": ("llama", {"rope_parameters": LLAMA3}),
+    "linear rope": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 3.0}},
+    ),
+    "wide heads": ("llama", {"head_dim": 16}),
+    "biased": ("llama", {"attention_bias": True}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 8}),
+    "qwen2": ("qwen2", {}),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(tiny_model, torch_logits, relative, tokens, variant):
+    kind, changes = VARIANTS[variant]
+    folder = tiny_model(kind, **changes)
+    model = load_model(folder)
+    logits = model.logits(tokens)
+    assert logits.dtype == jnp.float32 and logits.shape == (*tokens.shape, 96)
+    assert relative(logits, torch_logits(folder, tokens)) < 1e-4
+
+
+def test_the_bound_sees_a_wrong_eps_theta_or_head_order(tiny_model, relative, tokens):
+    """The test above can fail: each of these mistakes moves the logits far beyond its bound."""
+    model = load_model(tiny_model())
+    right = model.logits(tokens)
+    config = model.config
+    rope = dataclasses.replace(config.rope, theta=9000.0)
+    for wrong in (dataclasses.replace(config, rms_norm_eps=1e-6), dataclasses.replace(config, rope=rope)):
+        assert relative(dataclasses.replace(model, config=wrong).logits(tokens), right) > 2e-3
+    weight = model.base["layers"]["k_proj"]["weight"].reshape(3, 4, 8, 64)[:, ::-1].reshape(3, 32, 64)
+    layers = {**model.base["layers"], "k_proj": {"weight": weight}}
+    assert relative(LanguageModel(config, {**model.base, "layers": layers}).logits(tokens), right) > 2e-3
+
+
+def test_old_spelling_of_rope_scaling_gives_the_same_logits(tiny_model, relative, tokens, tmp_path):
+    folder = tiny_model(rope_parameters=LLAMA3)
+    shutil.copytree(folder, tmp_path / "old")
+    data = json.loads((folder / "config.json").read_text())
+    parameters = data.pop("rope_parameters")
+    data["rope_theta"] = parameters.pop("rope_theta")
+    data["rope_scaling"] = parameters
+    (tmp_path / "old" / "config.json").write_text(json.dumps(data))
+    assert relative(load_model(tmp_path / "old").logits(tokens), load_model(folder).logits(tokens)) == 0
+
+
+def test_bf16_base_gives_f32_logits_near_the_exact_ones(tiny_model, relative, tokens):
+    model = load_model(tiny_model(), dtype="bfloat16", lora=LoraConfig(r=4))
+    assert {x.dtype for x in jax.tree.leaves(model.base)} == {jnp.dtype("bfloat16")}
+    assert {x.dtype for x in jax.tree.leaves(model.lora)} == {jnp.dtype("float32")}
+    logits = model.logits(tokens)
+    assert logits.dtype == jnp.float32
+    assert relative(logits, load_model(tiny_model()).logits(tokens)) < 0.06
+
+
+def test_rotary_angles_are_exact_at_far_positions():
+    config = parse_config(
+        {
+            "model_type": "llama",
+            "vocab_size": 8,
+            "hidden_size": 128,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 1,
+            "rope_theta": 500000.0,
+        }
+    )
+    positions = np.array([0, 1, 8191, 131071])
+    cos, sin = rope_tables(config, jnp.asarray(positions))
+    angles = positions[:, None] * 500000.0 ** (-np.arange(64) / 64)
+    assert cos.dtype == sin.dtype == jnp.float32
+    # The largest angle, 131071 radians, has an f32 step of 2**-7.
+    np.testing.assert_allclose(cos, np.cos(angles), atol=2e-2)
+    np.testing.assert_allclose(cos[:2], np.cos(angles[:2]), atol=1e-6)
+    np.testing.assert_allclose(sin[:2], np.sin(angles[:2]), atol=1e-6)
+
+
+def test_padding_changes_no_token(tiny_model, tokens):
+    model = load_model(tiny_model())
+    lengths = np.array([40, 17, 5])
+    mask = np.arange(40) < lengths[:, None]
+    run = jax.jit(lambda tokens, mask: hidden_states(model.config, None, model.base, None, tokens, mask))
+    one, other = run(np.where(mask, tokens, 0), mask), run(np.where(mask, tokens, 95), mask)
+    assert np.isfinite(one).all()
+    np.testing.assert_array_equal(np.asarray(one)[mask], np.asarray(other)[mask])
+    unmasked = hidden_states(model.config, None, model.base, None, np.where(mask, tokens, 0))
+    np.testing.assert_allclose(np.asarray(one)[mask], np.asarray(unmasked)[mask], atol=1e-5)
+
+
+def test_remat_changes_no_gradient_and_saves_memory(tiny_model, tokens):
+    model = load_model(tiny_model(num_hidden_layers=12), lora=LoraConfig(r=4))
+
+    def compiled(remat):
+        def loss(lora):
+            return hidden_states(model.config, model.lora_config, model.base, lora, tokens, remat=remat).sum()
+
+        return jax.jit(jax.grad(loss)).lower(model.lora).compile()
+
+    full, none = compiled("full"), compiled("none")
+    for one, other in zip(*(jax.tree.leaves(run(model.lora)) for run in (full, none)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * (1 + float(jnp.abs(other).max())))
+    used = [run.memory_analysis().temp_size_in_bytes for run in (full, none)]
+    assert used[0] < 0.7 * used[1]
+
+
+def test_decoding_step_by_step_equals_the_whole_row(tiny_model, tokens, relative):
+    """Rows of unequal length share a cache: logits after each token are those of the row alone."""
+    model = load_model(tiny_model(), lora=LoraConfig(r=4, lora_alpha=64))
+    lora = jax.tree.map(lambda x: x + 0.05, model.lora)
+    whole = np.asarray(dataclasses.replace(model, lora=lora).logits(tokens))
+    lengths, steps = np.array([20, 7, 1]), 6
+    padded = np.where(np.arange(32) < lengths[:, None], tokens[:, :32], 95)
+    parts = (model.config, model.lora_config, model.base, lora)
+    logits, cache = prefill(*parts, padded, lengths, steps)
+    rows = np.arange(3)
+    assert relative(logits, whole[rows, lengths - 1]) < 1e-5
+    advance = jax.jit(lambda new, step, cache: decode_step(*parts, new, lengths, 32, step, cache))
+    for step in range(steps):
+        logits, cache = advance(tokens[rows, lengths + step], step, cache)
+        assert relative(logits, whole[rows, lengths + step]) < 1e-5
+
+
+def test_one_declaration_gives_the_checkpoint_names_and_the_random_start(tiny_model):
+    from safetensors import safe_open
+
+    folder = tiny_model(tie_word_embeddings=True, attention_bias=True)
+    config = read_config(folder)
+    names = set()
+    for parameter in describe(config).values():
+        layers = range(config.num_hidden_layers) if parameter.axes[0] == "layers" else range(1)
+        names |= {parameter.checkpoint_name.format(layer) for layer in layers}
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        assert names == set(file.keys())
+    base = init_base(config, jax.random.key(0), "bfloat16")
+    loaded = load_model(folder, dtype="bfloat16").base
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), base) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), loaded
+    )
+    assert head_weight(config, base) is base["embed"]
+
+
+def test_smollm2_logits_equal_transformers(smollm2_folder, torch_logits, relative):
+    tokens = np.random.default_rng(1).integers(0, 49152, (2, 60), dtype=np.int32)
+    model = load_model(smollm2_folder)
+    logits = model.logits(tokens)
+    assert relative(logits, torch_logits(smollm2_folder, tokens)) < 1e-4
+    hidden = hidden_states(model.config, None, model.base, None, tokens[:, :8])
+    assert relative(project_logits(model.config, model.base, hidden), logits[:, :8]) < 1e-4
