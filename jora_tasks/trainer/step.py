@@ -109,7 +109,7 @@ def make_step(
         updates, opt_state = optimizer.update(gradient, opt_state, lora)
         metrics = {
             "loss": loss / tokens,
-            "grad_norm": optax.global_norm(gradient),
+            "grad_norm": optax.tree.norm(gradient),
             "learning_rate": jnp.asarray(schedule(number), jnp.float32),
         }
         return optax.apply_updates(lora, updates), opt_state, metrics
