@@ -9,6 +9,7 @@ import pytest
 from jora_tasks.artifacts import jora_home
 from jora_tasks.models import base_model_folder
 from jora_tasks.spec import DEFAULT_BASE_MODEL
+from tests.tiny import write_project
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +24,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("JORA_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The spec file of a project with tiny random models: documents, questions, embedder, base."""
+    return write_project(tmp_path_factory.mktemp("project"))

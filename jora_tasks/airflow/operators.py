@@ -70,6 +70,7 @@ class StageOperator(BaseOperator):
         self.command = tuple(command)
         self._child: Child | None = None
         self._cancelled = False
+        self._finished: tuple[dict[str, Any], dict[str, str]] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         home, run = jora_home(), context["dag_run"]
@@ -97,8 +98,16 @@ class StageOperator(BaseOperator):
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = event_extra(spec.name, result)
-        self._emit_lineage(result, keys)
+        self._finished = result, keys
         return result
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Called by Airflow's OpenLineage provider; it replaces inlets and outlets, which have no version."""
+        if self._finished is None:
+            return None
+        from jora_tasks.airflow.lineage_events import stage_lineage
+
+        return stage_lineage(*self._finished)
 
     def on_kill(self) -> None:
         self._cancelled = True
@@ -138,14 +147,6 @@ class StageOperator(BaseOperator):
         temporary = file.with_name(f".{file.name}.{self.task_id}")
         temporary.write_text(dump_spec(spec), encoding="utf-8")
         temporary.replace(file)
-
-    def _emit_lineage(self, result: Mapping[str, Any], keys: Mapping[str, str]) -> None:
-        try:
-            from jora_tasks.airflow.lineage_events import emit_lineage
-        except ImportError:  # a worker without the OpenLineage provider
-            self.log.warning("OpenLineage is not installed; no lineage event of this stage")
-            return
-        emit_lineage(result, keys)
 
 
 def _newest_event(context: Context, asset: Asset) -> dict[str, Any] | None:
