@@ -71,6 +71,21 @@ def read_chunks(folder: Path) -> list[Chunk]:
     return [Chunk(id=row.pop("chunk_id"), **row) for row in rows]
 
 
+def check_embedder(folder: Path, name: str, digest: str) -> None:
+    """Refuse an embedder other than the one that built the index, without opening either.
+
+    Raises:
+      InputError: naming both; vectors of different models cannot be compared.
+    """
+    identity = _identity(folder)
+    if identity.digest != digest:
+        raise InputError(
+            f"The index was built by the embedder {identity.name} ({identity.digest[:19]}), but "
+            f"index.embedder is {name} ({digest[:19]}); build the index again with `jora index`, or name "
+            "the first one."
+        )
+
+
 class Index:
     """An index that has been written, opened for search."""
 
@@ -78,24 +93,12 @@ class Index:
         import faiss
 
         self.chunks = read_chunks(folder)
-        self.identity = EmbedderIdentity(**json.loads((folder / EMBEDDER).read_text()))
+        self.identity = _identity(folder)
         self._index = faiss.read_index(str(folder / VECTORS))
         if self._index.ntotal != len(self.chunks):
             raise InputError(
                 f"The index in {folder} has {self._index.ntotal} vectors for {len(self.chunks)} chunks; "
                 "build it again with `jora index`."
-            )
-
-    def check_embedder(self, identity: EmbedderIdentity) -> None:
-        """Refuse an embedder other than the one that built the index.
-
-        Raises:
-          InputError: naming both; vectors of different models cannot be compared.
-        """
-        if identity != self.identity:
-            raise InputError(
-                f"The index was built by the embedder {_shown(self.identity)}, but index.embedder is "
-                f"{_shown(identity)}; build the index again with `jora index`, or name the first one."
             )
 
     def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
@@ -120,5 +123,5 @@ def _row(chunk: Chunk) -> dict[str, Any]:
     return {"chunk_id": row.pop("id"), **row}
 
 
-def _shown(identity: EmbedderIdentity) -> str:
-    return f"{identity.name} ({identity.digest[:19]}, dimension {identity.dimension})"
+def _identity(folder: Path) -> EmbedderIdentity:
+    return EmbedderIdentity(**json.loads((folder / EMBEDDER).read_text()))

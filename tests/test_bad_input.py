@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.progress import Progress
+from jora_tasks.spec import RunSpec, load_spec
+from jora_tasks.stages.pipeline import run_stage
 from tests.tiny import write_tiny_embedder
 
 
@@ -24,59 +28,70 @@ def jora(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def refused(home: Path, tiny_project: Path) -> Callable[..., str]:
     """Runs a command that must be refused; returns its sentence."""
 
-    def run(*arguments: str | Path, made: str | None = None) -> str:
+    def folders() -> set[Path]:
+        return {path for path in (home / "artifacts").glob("*/*") if path.is_dir()}
+
+    def run(*arguments: str | Path) -> str:
+        before = folders()
         result = jora(*arguments)
         assert result.returncode == 2, result.stderr
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
-        if made:
-            folders = [path for path in (home / "artifacts" / made).glob("*") if path.is_dir()]
-            assert folders == []
+        assert folders() == before
         return result.stderr.strip().splitlines()[-1]
 
     return run
 
 
-def run_until(stage: str, spec: Path, *options: str) -> None:
-    for name in ("corpus", "index", "contexts", "prompts", "train"):
-        result = jora(name, "--spec", spec, *options)
-        assert result.returncode == 0, result.stderr
-        if name == stage:
-            return
+@pytest.fixture(scope="session")
+def trained(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which every stage up to training has run."""
+    store = ArtifactStore(tmp_path_factory.mktemp("trained"))
+    run(store, load_spec(tiny_project), "corpus", "index", "contexts", "prompts", "train")
+    return store.home
+
+
+def run(store: ArtifactStore, spec: RunSpec, *stages: str) -> None:
+    for stage in stages:
+        run_stage(stage, spec, store, Progress())
+
+
+@pytest.fixture
+def used_home(home: Path, trained: Path) -> Path:
+    """A copy of `trained` as ``$JORA_HOME``."""
+    shutil.copytree(trained, home)
+    return home
 
 
 def test_an_empty_folder_of_documents(
     refused: Callable[..., str], tiny_project: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    said = refused(
-        "corpus", "--spec", tiny_project, "--set", f"documents.path={tmp_path}/empty", made="corpus"
-    )
+    said = refused("corpus", "--spec", tiny_project, "--set", f"documents.path={tmp_path}/empty")
     assert "empty" in said
 
 
 def test_a_malformed_line_of_questions(
-    refused: Callable[..., str], tiny_project: Path, tmp_path: Path
+    used_home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path
 ) -> None:
-    run_until("index", tiny_project)
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "a", "answers": ["b"]}\n{"question": \n')
-    said = refused("contexts", "--spec", tiny_project, "--set", f"questions.path={bad}", made="contexts")
+    said = refused("contexts", "--spec", tiny_project, "--set", f"questions.path={bad}")
     assert "bad.jsonl:2" in said
 
 
 def test_an_index_built_by_another_embedder(
-    refused: Callable[..., str], tiny_project: Path, tmp_path: Path
+    used_home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path
 ) -> None:
-    run_until("index", tiny_project)
     other = write_tiny_embedder(tmp_path / "other", seed=1)
-    said = refused("contexts", "--spec", tiny_project, "--set", f"index.embedder={other}", made="contexts")
+    said = refused("contexts", "--spec", tiny_project, "--set", f"index.embedder={other}")
     assert "embedder" in said
 
 
-def test_a_question_that_does_not_fit(refused: Callable[..., str], tiny_project: Path) -> None:
-    run_until("contexts", tiny_project)
-    said = refused("prompts", "--spec", tiny_project, "--set", "prompts.token_budget=64", made="prompts")
+def test_a_question_that_does_not_fit(
+    used_home: Path, refused: Callable[..., str], tiny_project: Path
+) -> None:
+    said = refused("prompts", "--spec", tiny_project, "--set", "prompts.token_budget=64")
     assert "token_budget" in said
 
 
@@ -89,36 +104,38 @@ def test_a_question_that_does_not_fit(refused: Callable[..., str], tiny_project:
     ],
 )
 def test_settings_that_cannot_train(
-    refused: Callable[..., str], tiny_project: Path, setting: str, named: str
+    used_home: Path, refused: Callable[..., str], tiny_project: Path, setting: str, named: str
 ) -> None:
-    run_until("prompts", tiny_project)
-    assert named in refused("train", "--spec", tiny_project, "--set", setting, made="adapter")
+    # Another seed, so that there is no adapter yet.
+    options = ("--set", "training.seed=1", "--set", setting)
+    assert named in refused("train", "--spec", tiny_project, *options)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_weights_that_are_not_whole(
-    refused: Callable[..., str], tiny_project: Path, tmp_path: Path, damage: str
+    used_home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path, damage: str
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_project.parent / "base", base)
     setting = f"model.base={base}"
-    run_until("prompts", tiny_project, "--set", setting)
     weights = base / "model.safetensors"
     if damage == "missing":
         weights.unlink()
     else:
         weights.write_bytes(weights.read_bytes()[:-100])
-    assert "safetensors" in refused("train", "--spec", tiny_project, "--set", setting, made="adapter")
+    assert "safetensors" in refused("train", "--spec", tiny_project, "--set", setting)
 
 
-def test_no_test_questions(refused: Callable[..., str], tiny_project: Path, tmp_path: Path) -> None:
+def test_no_test_questions(
+    used_home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path
+) -> None:
     lines = (tiny_project.parent / "questions.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     only = tmp_path / "train.jsonl"
     only.write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] == "train"))
-    setting = f"questions.path={only}"
-    run_until("train", tiny_project, "--set", setting)
-    assert "test question" in refused("evaluate", "--spec", tiny_project, "--set", setting, made="evaluation")
+    spec = load_spec(tiny_project, (f"questions.path={only}",))
+    run(ArtifactStore(used_home), spec, "contexts", "prompts")
+    assert "test question" in refused("evaluate", "--spec", tiny_project)
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])

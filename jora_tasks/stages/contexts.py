@@ -10,7 +10,7 @@ from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
 from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages.corpus import document_texts
-from jora_tasks.stages.index import open_embedder
+from jora_tasks.stages.index import find_embedder
 
 if TYPE_CHECKING:
     from retrieval.chunking import Chunk
@@ -30,8 +30,11 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
     Raises:
       InputError: for a malformed questions file, or an index that another embedder built.
     """
+    from retrieval.index import check_embedder
     from retrieval.questions import SPLITS, load_questions
 
+    folder, embedder_source = find_embedder(spec, store)
+    check_embedder(index.path, embedder_source.name, embedder_source.digest)
     path = Path(spec.questions.path)
     questions = load_questions(path, spec.questions.dev_fraction, spec.questions.test_fraction)
     source = Source("questions", path.name, digest_file(path))
@@ -40,12 +43,12 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        from retrieval.embedding import Embedder
         from retrieval.evidence import resolve
         from retrieval.index import Index
 
         opened = Index(index.path)
-        embedder = open_embedder(spec, store)
-        opened.check_embedder(embedder.identity)
+        embedder = Embedder(folder, embedder_source.name, embedder_source.digest)
         texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
         vectors = embedder.embed_questions(
             [question.question for question in questions],

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
 from jora_tasks.errors import InputError
 from jora_tasks.models import embedder_folder, model_source
 from jora_tasks.progress import Progress
@@ -28,8 +28,7 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
       InputError: if chunks of ``index.chunk_tokens`` do not fit the embedder, or its vectors are
         not finite.
     """
-    folder = embedder_folder(spec.index.embedder, store.home)
-    source = model_source(folder, spec.index.embedder)
+    folder, source = find_embedder(spec, store)
 
     def write(target: Path) -> Mapping[str, Any]:
         import pyarrow.parquet as pq
@@ -71,13 +70,10 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
     )
 
 
-def open_embedder(spec: RunSpec, store: ArtifactStore) -> Embedder:
-    """The embedder that the spec names."""
-    from retrieval.embedding import Embedder
-
+def find_embedder(spec: RunSpec, store: ArtifactStore) -> tuple[Path, Source]:
+    """The folder of the embedder that the spec names, and what it is as an input."""
     folder = embedder_folder(spec.index.embedder, store.home)
-    source = model_source(folder, spec.index.embedder)
-    return Embedder(folder, source.name, source.digest)
+    return folder, model_source(folder, spec.index.embedder)
 
 
 def _heading_room(spec: RunSpec, embedder: Embedder) -> int:

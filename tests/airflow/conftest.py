@@ -78,7 +78,7 @@ def echo(script: Callable[[str], tuple[str, ...]]) -> tuple[str, ...]:
     return script(ECHO)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_dag(airflow_db: None) -> Callable[..., Any]:
     """Runs one of the project's DAGs in this process with `dag.test()` and returns its DagRun.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +28,49 @@ def results(home: Path, dag_id: str) -> dict[str, dict[str, Any]]:
     return last
 
 
+@dataclass(frozen=True)
+class Chain:
+    """Both DAGs run twice: the home, each time's last event of each stage, and OpenLineage's events."""
+
+    home: Path
+    ended: list[dict[str, dict[str, Any]]]
+    told: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def chain(run_dag: Any, tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+    home = tmp_path_factory.mktemp("chain") / "home"
+    told = Path(os.environ["AIRFLOW_HOME"]) / "events.jsonl"
+    told.unlink(missing_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JORA_HOME", str(home))
+        patch.setenv("JORA_SPEC", str(tiny_project))
+        ended = []
+        for _ in range(2):
+            assert run_dag("document_index").state == "success"
+            assert run_dag("adapter_training", {"training.epochs": 2}).state == "success"
+            ended.append(results(home, "document_index") | results(home, "adapter_training"))
+        yield Chain(home, ended, [json.loads(line) for line in told.read_text().splitlines()])
+
+
 @pytest.mark.slow
-def test_documents_become_a_registered_adapter_and_then_nothing_is_left_to_do(
-    run_dag: Any, home: Path, tiny_project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("JORA_SPEC", str(tiny_project))
-    for state in ("built", "reused"):
-        assert run_dag("document_index").state == "success"
-        assert run_dag("adapter_training", {"training.epochs": 2}).state == "success"
-        ended = results(home, "document_index") | results(home, "adapter_training")
-        assert {stage: event["state"] for stage, event in ended.items()} == dict.fromkeys(
-            ("corpus", "index", "contexts", "prompts", "train", "evaluate", "register"), state
-        )
-    registered = ended["register"]["fields"]
+def test_documents_become_a_registered_adapter_and_then_nothing_is_left_to_do(chain: Chain) -> None:
+    stages = ("corpus", "index", "contexts", "prompts", "train", "evaluate", "register")
+    states = [{stage: event["state"] for stage, event in ended.items()} for ended in chain.ended]
+    assert states == [dict.fromkeys(stages, "built"), dict.fromkeys(stages, "reused")]
+    registered = chain.ended[-1]["register"]["fields"]
     assert (registered["name"], registered["version"]) == ("tiny", 1)
 
-    store = ArtifactStore(home)
-    adapter = store.latest("tiny", "adapter")
-    assert adapter.manifest["settings"]["training"]["epochs"] == 2
+    store = ArtifactStore(chain.home)
+    assert store.latest("tiny", "adapter").manifest["settings"]["training"]["epochs"] == 2
     report = json.loads(store.latest("tiny", "evaluation").file("report.json").read_text())
     assert report["arms"]["adapter_with_contexts"]["n"] == 6
 
-    tree = trace(store, adapter)
+
+@pytest.mark.slow
+def test_the_trace_names_the_airflow_runs_and_every_document(chain: Chain) -> None:
+    store = ArtifactStore(chain.home)
+    tree = trace(store, store.latest("tiny", "adapter"))
     assert tree["airflow_run"].startswith("adapter_training/")
     contexts = tree["inputs"]["prompts"]["inputs"]["contexts"]
     corpus = contexts["inputs"]["index"]["inputs"]["corpus"]
@@ -55,21 +79,12 @@ def test_documents_become_a_registered_adapter_and_then_nothing_is_left_to_do(
 
 
 @pytest.mark.slow
-def test_every_stage_tells_openlineage_what_it_read_and_wrote(
-    run_dag: Any, home: Path, tiny_project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import os
-
-    events_file = Path(os.environ["AIRFLOW_HOME"]) / "events.jsonl"
-    events_file.unlink(missing_ok=True)
-    monkeypatch.setenv("JORA_SPEC", str(tiny_project))
-    run_dag("document_index")
-    run_dag("adapter_training")
-    completed = {}
-    for line in events_file.read_text().splitlines():
-        event = json.loads(line)
-        if event["eventType"] == "COMPLETE" and "." in event["job"]["name"]:
-            completed[event["job"]["name"].partition(".")[2]] = event
+def test_every_stage_tells_openlineage_what_it_read_and_wrote(chain: Chain) -> None:
+    completed = {
+        event["job"]["name"].partition(".")[2]: event
+        for event in chain.told
+        if event["eventType"] == "COMPLETE" and "." in event["job"]["name"]
+    }
     assert set(completed) == {"corpus", "index", "contexts", "prompts", "train", "evaluate", "register"}
 
     def versions(stage: str, side: str) -> dict[str, str]:
@@ -78,7 +93,7 @@ def test_every_stage_tells_openlineage_what_it_read_and_wrote(
             for dataset in completed[stage][side]
         }
 
-    store = ArtifactStore(home)
+    store = ArtifactStore(chain.home)
     before = {"index": "corpus", "contexts": "index", "prompts": "contexts", "train": "prompts"}
     for stage, kind in before.items():
         assert versions(stage, "inputs")[kind] == store.latest("tiny", kind).digest, stage

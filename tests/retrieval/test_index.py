@@ -7,7 +7,7 @@ import pytest
 from jora_tasks.errors import InputError
 from retrieval.chunking import Chunk
 from retrieval.embedding import Embedder, EmbedderIdentity, embedding_text
-from retrieval.index import Index, read_chunks, write_index
+from retrieval.index import Index, check_embedder, read_chunks, write_index
 
 TEXTS = ["the option", "the default of heading", "a much longer text, and the words in it!", "zebra", "0 1 2"]
 IDENTITY = EmbedderIdentity("tiny", "sha256:1", 8, True, 64)
@@ -56,13 +56,11 @@ def test_vectors_that_cannot_be_compared_are_refused_before_anything_is_written(
 
 def test_another_embedder_is_refused_and_both_are_named(tmp_path):
     write_index(tmp_path, chunks(2), unit(2), IDENTITY)
-    index = Index(tmp_path)
-    index.check_embedder(IDENTITY)
-    other = EmbedderIdentity("large", "sha256:2", 8, True, 64)
+    check_embedder(tmp_path, IDENTITY.name, IDENTITY.digest)
     with pytest.raises(
         InputError, match=r"embedder tiny .* is large .*build the index again with `jora index`"
     ):
-        index.check_embedder(other)
+        check_embedder(tmp_path, "large", "sha256:2")
 
 
 def test_vectors_equal_sentence_transformers_whatever_the_batch(tiny_embedder, tiny_embedder_folder):

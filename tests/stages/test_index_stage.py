@@ -38,11 +38,13 @@ def test_files_and_schema(rag):
 def test_each_vector_is_that_of_its_heading_and_text(rag):
     import numpy as np
 
-    from jora_tasks.stages.index import open_embedder
+    from jora_tasks.stages.index import find_embedder
+    from retrieval.embedding import Embedder
 
     opened = Index(rag.index().path)
     texts = [f"{chunk.heading}\n{chunk.text}" for chunk in opened.chunks]
-    expected = open_embedder(rag.spec(), rag.store).embed_texts(texts, 1)
+    folder, source = find_embedder(rag.spec(), rag.store)
+    expected = Embedder(folder, source.name, source.digest).embed_texts(texts, 1)
     stored = opened._index.reconstruct_n(0, len(texts))
     np.testing.assert_allclose(stored, expected, atol=1e-5)
 
