@@ -106,7 +106,7 @@ class ArtifactStore:
     """The artifacts of one home.
 
     Attributes:
-      home: the folder that holds ``artifacts/``, ``latest/`` and ``work/``.
+      home: the folder that holds ``artifacts/``, ``latest/``, ``work/`` and ``locks/``.
     """
 
     def __init__(self, home: str | Path | None = None) -> None:
@@ -144,7 +144,7 @@ class ArtifactStore:
         existing = _verified(path)
         if existing is not None:
             return existing
-        with _only_writer(path):
+        with self._only_writer(path):
             existing = _verified(path)
             if existing is not None:
                 return existing
@@ -195,7 +195,9 @@ class ArtifactStore:
         found = sorted(path for path in folder.glob(f"{key}*") if not path.name.startswith("."))
         if not key.isalnum() or len(found) != 1:
             reason = "is ambiguous" if len(found) > 1 else "does not exist"
-            raise InputError(f"{kind} {key!r} {reason} in {folder}; run `jora {kind}` to make one.")
+            raise InputError(
+                f"{kind} {key!r} {reason} in {folder}; run `jora {STAGE_OF.get(kind, kind)}` to make one."
+            )
         artifact = _verified(found[0])
         if artifact is None:
             raise InputError(
@@ -221,6 +223,20 @@ class ArtifactStore:
         if not pointer.is_file():
             raise InputError(f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first.")
         return self.get(kind, pointer.read_text().strip())
+
+    @contextlib.contextmanager
+    def _only_writer(self, path: Path) -> Iterator[None]:
+        """Wait until no other process writes this artifact, then clear what a killed one left.
+
+        The lock is the kernel's, so it ends with its holder, however that dies.
+        """
+        file = self.home / "locks" / f"{path.parent.name}-{path.name}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in path.parent.glob(f".{path.name}.tmp-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
 
 
 STAGE_OF = {
@@ -253,20 +269,6 @@ def _verified(path: Path) -> Artifact | None:
     except (OSError, ValueError, KeyError):
         return None
     return Artifact(path, manifest, reused=True) if whole else None
-
-
-@contextlib.contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Wait until no other process writes this artifact, then clear what a killed one left.
-
-    The lock is the kernel's, so it ends with its holder, however that dies.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in path.parent.glob(f".{path.name}.tmp-*"):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
 
 
 @contextlib.contextmanager

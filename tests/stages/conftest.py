@@ -54,7 +54,7 @@ class Rag:
 
     def left(self, kind: str) -> list[Path]:
         """What lies among the artifacts of a kind, finished or not."""
-        return [path for path in (self.store.home / "artifacts" / kind).glob("*") if path.suffix != ".lock"]
+        return list((self.store.home / "artifacts" / kind).glob("*"))
 
     def corpus(self, **sections):
         from jora_tasks.stages.corpus import build_corpus

@@ -77,7 +77,7 @@ def test_bad_documents_leave_nothing_behind(folder, store):
     (folder / "bad.jsonl").write_text("{")
     with pytest.raises(InputError, match=r"bad\.jsonl:1"):
         build(folder, store)
-    assert not [path for path in store.home.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert not [path for path in store.home.rglob("*") if path.is_file() and path.parent.name != "locks"]
 
 
 def test_missing_folder_is_refused(store, tmp_path):
