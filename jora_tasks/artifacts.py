@@ -88,14 +88,20 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Source:
-    """An input that is not an artifact: a folder of documents, a questions file, a base model."""
+    """An input that is not an artifact: a folder of documents, a questions file, a base model.
+
+    Attributes:
+      note: what its lineage should say beside its name, such as where its weights are from.
+    """
 
     kind: str
     name: str
     digest: str
+    note: str = ""
 
     def reference(self) -> dict[str, str]:
-        return {"kind": self.kind, "name": self.name, "digest": self.digest}
+        note = {"note": self.note} if self.note else {}
+        return {"kind": self.kind, "name": self.name, "digest": self.digest, **note}
 
 
 Input = Artifact | Source

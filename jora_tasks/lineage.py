@@ -124,6 +124,7 @@ def render(tree: Node, documents: int = 10) -> Tree:
         label.append(node["kind"], style="bold")
         label.append(f" {node.get('key', node.get('name', ''))}", style="cyan")
         label.append(f"  {node['digest'][:19]}", style="dim")
+        label.append(f"  {node['note']}" if "note" in node else "", style="dim")
         if node["state"] not in (PRESENT, SOURCE):
             label.append(f"  {node['state']}", style="bold red")
         if node.get("repeated"):

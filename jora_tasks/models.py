@@ -52,7 +52,9 @@ def embedder_folder(name: str, home: Path) -> Path:
 def model_source(folder: Path, name: str) -> Source:
     """A model as an input of a stage: its name without a local path, and its files' digest."""
     shown = folder.name if Path(name).exists() else name
-    return Source("model", shown, _remembered_digest(folder))
+    origin = folder / DEQUANTISED
+    note = json.loads(origin.read_text())["weights"] if origin.is_file() else ""
+    return Source("model", shown, _remembered_digest(folder), note)
 
 
 def _packaged_base(home: Path) -> Path:

@@ -13,6 +13,7 @@ from jora_tasks.errors import InputError
 def test_the_packaged_base_is_a_plain_folder_that_says_where_it_is_from(smollm2_folder: Path) -> None:
     assert (smollm2_folder / "model.safetensors").is_file()
     assert models.BASE_SHA256 in (smollm2_folder / "dequantised.json").read_text()
+    assert "Q4_1" in models.model_source(smollm2_folder, "smollm2-135m-instruct").reference()["note"]
     assert "quantization_config" not in (smollm2_folder / "config.json").read_text()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ ADAPTER_TRAINING_SECTIONS = (
 )
 SPEC_VARIABLE = "JORA_SPEC"
 
+_SHORT_FORMS = {"lora": "LoRA", "fsdp": "FSDP", "rslora": "rsLoRA", "dtype": "type"}
 _TARGETS = "lora.target_modules"
 _PATHS = ("documents.path", "questions.path")
 # JSON Schema's words that a form and Airflow's check of a run's conf both use.
@@ -123,11 +125,18 @@ def _param(setting: Setting, default: Any) -> Param:
         rules["format"] = "multiline"
     return Param(
         default,
-        title=field.replace("_", " ").capitalize(),
+        title=_title(field),
         description=setting.schema["description"],
-        section=section.replace(".", " ").capitalize() or "Run",
+        section=_title(section) or "Run",
         **rules,
     )
+
+
+def _title(name: str) -> str:
+    """``lora_alpha`` → ``LoRA alpha``."""
+    words = re.split(r"[._]", name)
+    shown = " ".join(_SHORT_FORMS.get(word, word) for word in words)
+    return shown[:1].upper() + shown[1:]
 
 
 def _leaves(node: Mapping[str, Any], shared: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[Setting]:
