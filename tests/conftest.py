@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from jora_tasks.artifacts import jora_home
+from jora_tasks.artifacts import ArtifactStore, jora_home
 from jora_tasks.models import base_model_folder
 from jora_tasks.spec import DEFAULT_BASE_MODEL
 from tests.tiny import write_project
@@ -30,3 +31,31 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The spec file of a project with tiny random models: documents, questions, embedder, base."""
     return write_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(autouse=True)
+def no_registry_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded registry, whatever the environment of the tests names."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded registry's database without an adapter; making one takes seconds, so tests copy it."""
+    from jora_tasks.registry import Registry
+
+    home = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        Registry(home)._client().search_registered_models()
+    return home / "mlflow" / "mlflow.db"
+
+
+@pytest.fixture
+def registry_store(tmp_path: Path, empty_registry: Path) -> ArtifactStore:
+    """A home without artifacts, its registry's database ready."""
+    store = ArtifactStore(tmp_path / "home")
+    (store.home / "mlflow").mkdir(parents=True)
+    shutil.copy(empty_registry, store.home / "mlflow")
+    return store

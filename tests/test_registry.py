@@ -15,23 +15,9 @@ from jora_tasks.errors import InputError
 from jora_tasks.registry import COMPARED_WITH, DIGEST, EVALUATION, KEY, Registry
 
 
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """An empty MLflow database; migrating one takes a second or two, so tests copy it."""
-    home = tmp_path_factory.mktemp("migrated")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        Registry(home)._client().search_registered_models()
-    return (home / "mlflow" / "mlflow.db").read_bytes()
-
-
 @pytest.fixture
-def store(tmp_path: Path, migrated: bytes, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    (tmp_path / "mlflow").mkdir()
-    (tmp_path / "mlflow" / "mlflow.db").write_bytes(migrated)
-    return ArtifactStore(tmp_path)
+def store(registry_store: ArtifactStore) -> ArtifactStore:
+    return registry_store
 
 
 def make_adapter(store: ArtifactStore, seed: int) -> Artifact:

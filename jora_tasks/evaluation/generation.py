@@ -111,7 +111,7 @@ def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> 
     import jax
     import jax.numpy as jnp
 
-    from jora_tasks.trainer.model import decode_step, prefill
+    from jora_tasks.trainer.decode import decode_step, prefill
 
     def run(base: Any, lora: Any, tokens: Any, lengths: Any, done: Any, ends: Any) -> Any:
         slots = tokens.shape[1]

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import INPUTS, OUTPUT, attend, attention
+from jora_tasks.trainer.attention import INPUTS, OUTPUT, attention
 from jora_tasks.trainer.config import DecoderConfig, Projection
 from jora_tasks.trainer.lora import LOW, LoraTree, linear
 from jora_tasks.trainer.mesh import Axes, batch_multiple, constrain, sharding
@@ -166,21 +166,14 @@ def _rotate(x: Float[Array, "B S H d"], tables: tuple[Array, Array]) -> Float[Ar
     return jnp.concatenate([low * cos - high * sin, high * cos + low * sin], axis=-1).astype(x.dtype)
 
 
-def _rms_norm(x: Float[Array, "*T D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*T D"]:
+def rms_norm(x: Float[Array, "*T D"], weight: Float[Array, " D"], eps: float) -> Float[Array, "*T D"]:
     wide = x.astype(jnp.float32)
     scaled = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
     return (scaled * weight.astype(jnp.float32)).astype(x.dtype)
 
 
-class KVCache(NamedTuple):
-    """Keys and values of every layer, [L, B, C, K, d]."""
-
-    keys: jax.Array
-    values: jax.Array
-
-
 @dataclass(frozen=True)
-class _Layer:
+class Block:
     """One layer's forward pass over its slices of the stacked trees."""
 
     config: DecoderConfig
@@ -215,14 +208,14 @@ class _Layer:
         batch, length, _ = x.shape
         config = self.config
         project = partial(self.project, base=base, lora=lora, key=key)
-        normed = _rms_norm(x, base["input_norm"]["weight"], config.rms_norm_eps)
+        normed = rms_norm(x, base["input_norm"]["weight"], config.rms_norm_eps)
         q, k, v = (
             project(name, normed).reshape(batch, length, -1, config.head_dim)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         attended, collected = mix(_rotate(q, tables), _rotate(k, tables), v)
         x = checkpoint_name(x + project("o_proj", attended.reshape(batch, length, -1)), STREAM)
-        normed = _rms_norm(x, base["mlp_norm"]["weight"], config.rms_norm_eps)
+        normed = rms_norm(x, base["mlp_norm"]["weight"], config.rms_norm_eps)
         gate, up = (checkpoint_name(project(name, normed), WIDE) for name in ("gate_proj", "up_proj"))
         x = x + project("down_proj", _swiglu(gate, up))
         return constrain(x, self.mesh, ("batch", "sequence", "stream")), collected
@@ -232,7 +225,7 @@ def _swiglu(gate: Array, up: Array) -> Array:
     return (jax.nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)).astype(gate.dtype)
 
 
-def _embed(base: BaseTree, tokens: Array, mesh: Mesh | None) -> Array:
+def embed_tokens(base: BaseTree, tokens: Array, mesh: Mesh | None) -> Array:
     return constrain(base["embed"][tokens], mesh, ("batch", "sequence", "stream"))
 
 
@@ -262,7 +255,7 @@ def hidden_states(
       remat: ``full`` recomputes each layer in the backward pass, ``none`` keeps its products; see `KEPT`.
       mesh: of the arrays; None on one device.
     """
-    layer = _Layer(config, lora_config, mesh)
+    layer = Block(config, lora_config, mesh)
     segments = None if attention_mask is None else attention_mask.astype(jnp.int32)
     tables = rope_tables(config, jnp.arange(tokens.shape[1]))
 
@@ -272,8 +265,8 @@ def hidden_states(
     policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
     step = jax.checkpoint(step, prevent_cse=False, policy=policy)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
-    x, _ = jax.lax.scan(step, _embed(base, tokens, mesh), (base["layers"], lora, keys))
-    return _rms_norm(x, base["norm"]["weight"], config.rms_norm_eps)
+    x, _ = jax.lax.scan(step, embed_tokens(base, tokens, mesh), (base["layers"], lora, keys))
+    return rms_norm(x, base["norm"]["weight"], config.rms_norm_eps)
 
 
 def head_weight(config: DecoderConfig, base: BaseTree) -> Float[Array, "V D"]:
@@ -286,101 +279,6 @@ def project_logits(
 ) -> Float[Array, "*T V"]:
     """Hidden states → f32 logits."""
     return jnp.einsum("...d,vd->...v", hidden, head_weight(config, base), preferred_element_type=jnp.float32)
-
-
-def prefill(
-    config: DecoderConfig,
-    lora_config: LoraConfig | None,
-    base: BaseTree,
-    lora: LoraTree | None,
-    tokens: Int[Array, "B S"],
-    lengths: Int[Array, " B"],
-    extra: int,
-    *,
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """Read prompts filled from the left; keep their keys and values.
-
-    Args:
-      tokens: prompts, padding after them.
-      lengths: tokens in each row, at least 1.
-      extra: how many more tokens the cache must hold.
-
-    Returns:
-      Logits of the token after each prompt, and a cache of S + extra slots a row.
-    """
-    layer = _Layer(config, lora_config, mesh)
-    tables = rope_tables(config, jnp.arange(tokens.shape[1]))
-    room = ((0, 0), (0, extra), (0, 0), (0, 0))
-
-    def step(x: Array, slices: tuple[BaseTree, LoraTree | None]) -> tuple[Array, tuple[Array, Array]]:
-        return layer(
-            x,
-            *slices,
-            None,
-            tables,
-            lambda q, k, v: (attention(q, k, v), (jnp.pad(k, room), jnp.pad(v, room))),
-        )
-
-    x, cache = jax.lax.scan(step, _embed(base, tokens, mesh), (base["layers"], lora))
-    last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    last = _rms_norm(last, base["norm"]["weight"], config.rms_norm_eps)
-    return project_logits(config, base, last), KVCache(*cache)
-
-
-def decode_step(
-    config: DecoderConfig,
-    lora_config: LoraConfig | None,
-    base: BaseTree,
-    lora: LoraTree | None,
-    tokens: Int[Array, " B"],
-    lengths: Int[Array, " B"],
-    prompt_slots: int,
-    step_index: Int[Array, ""],
-    cache: KVCache,
-    *,
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """Read one more token in every row.
-
-    The token of step t goes to slot ``prompt_slots + t`` in every row, whatever the row's length, so
-    that the cache is written in one place; its position is ``lengths + t``.
-
-    Args:
-      tokens: the tokens chosen last.
-      lengths: tokens in each prompt.
-      prompt_slots: S of `prefill`.
-      step_index: t, from 0.
-      cache: of `prefill` or the step before.
-
-    Returns:
-      Logits of the next token, and the cache with this one.
-    """
-    layer = _Layer(config, lora_config, mesh)
-    slot = prompt_slots + step_index
-    slots = jnp.arange(cache.keys.shape[2])
-    allowed = (slots < lengths[:, None]) | ((slots >= prompt_slots) & (slots <= slot))
-    tables = rope_tables(config, (lengths + step_index)[:, None])
-
-    def step(
-        carry: tuple[Array, KVCache, Array], slices: tuple[BaseTree, LoraTree | None]
-    ) -> tuple[tuple[Array, KVCache, Array], None]:
-        x, cache, index = carry
-
-        def mix(q: Array, k: Array, v: Array) -> tuple[Array, KVCache]:
-            start = (index, 0, slot, 0, 0)
-            keys = jax.lax.dynamic_update_slice(cache.keys, k[None], start)
-            values = jax.lax.dynamic_update_slice(cache.values, v[None], start)
-            attended = attend(q, keys[index], values[index], allowed[:, None])
-            return attended, KVCache(keys, values)
-
-        x, cache = layer(x, *slices, None, tables, mix)
-        return (x, cache, index + 1), None
-
-    start = (_embed(base, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
-    (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], lora))
-    x = _rms_norm(x[:, 0], base["norm"]["weight"], config.rms_norm_eps)
-    return project_logits(config, base, x), cache
 
 
 @partial(jax.jit, static_argnames=("config", "lora_config", "mesh"))

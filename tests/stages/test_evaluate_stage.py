@@ -60,27 +60,9 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-
-
-@pytest.fixture(scope="module")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without an adapter; making one takes seconds, so tests copy it."""
-    home = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        Registry(home)._client().search_registered_models()
-    return home / "mlflow" / "mlflow.db"
-
-
 @pytest.fixture
-def store(tmp_path: Path, empty_registry: Path) -> ArtifactStore:
-    (tmp_path / "home" / "mlflow").mkdir(parents=True)
-    shutil.copy(empty_registry, tmp_path / "home" / "mlflow")
-    return ArtifactStore(tmp_path / "home")
+def store(registry_store: ArtifactStore) -> ArtifactStore:
+    return registry_store
 
 
 def make_spec(base: Path, **evaluation: Any) -> RunSpec:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,9 @@ from jora_tasks.stages.register import Registration, promote, register_adapter, 
 SPEC = parse_spec({"name": "handbook", "documents": {"path": "/home/someone/private/handbook"}})
 
 
-@pytest.fixture(scope="module")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow database without an adapter; making one takes seconds, so tests copy it."""
-    home = tmp_path_factory.mktemp("registry")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        Registry(home)._client().search_registered_models()
-    return home / "mlflow" / "mlflow.db"
-
-
 @pytest.fixture
-def store(tmp_path: Path, empty_registry: Path, monkeypatch: pytest.MonkeyPatch) -> ArtifactStore:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    (tmp_path / "mlflow").mkdir()
-    shutil.copy(empty_registry, tmp_path / "mlflow")
-    return ArtifactStore(tmp_path)
+def store(registry_store: ArtifactStore) -> ArtifactStore:
+    return registry_store
 
 
 def make_adapter(store: ArtifactStore, seed: int) -> Artifact:

@@ -11,15 +11,14 @@ import pytest
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import parse_config, read_config
+from jora_tasks.trainer.decode import decode_step, prefill
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.model import (
     LanguageModel,
-    decode_step,
     describe,
     head_weight,
     hidden_states,
     init_base,
-    prefill,
     project_logits,
     rope_tables,
 )
