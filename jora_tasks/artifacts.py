@@ -20,6 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
+
 from jora_tasks import __version__
 from jora_tasks.errors import InputError
 
@@ -57,12 +60,35 @@ def digest_folder(path: Path) -> str:
     return digest_json({file.relative_to(path).as_posix(): digest_file(file) for file in files})
 
 
+class Manifest(TypedDict):
+    """What ``manifest.json`` says of an artifact: its content, what made it, and how.
+
+    ``digest`` is that of ``files`` (name → digest); ``inputs`` holds kind, key or name, and digest by role.
+    """
+
+    kind: str
+    key: str
+    digest: str
+    files: dict[str, str]
+    inputs: dict[str, dict[str, str]]
+    settings: dict[str, Any]
+    stage_version: int
+    code_version: str
+    counts: dict[str, Any]
+    provenance: dict[str, Any]
+    created: str
+    seconds: float
+
+
+_MANIFESTS = TypeAdapter(Manifest)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A verified artifact on disk."""
 
     path: Path
-    manifest: Mapping[str, Any]
+    manifest: Manifest
     reused: bool = False
 
     @property
@@ -111,12 +137,20 @@ Write = Callable[[Path], Mapping[str, Any]]
 class ArtifactStore:
     """The artifacts of one home.
 
+    Raises:
+      InputError: if the home cannot be written.
+
     Attributes:
       home: the folder that holds ``artifacts/``, ``latest/``, ``work/`` and ``locks/``.
     """
 
     def __init__(self, home: str | Path | None = None) -> None:
         self.home = Path(home).resolve() if home else jora_home()
+        there = next(path for path in (self.home, *self.home.parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(
+                f"JORA_HOME {self.home}: {there} is not a folder that can be written; name another."
+            )
 
     def work_folder(self, kind: str, key: str) -> Path:
         """Where an unfinished artifact keeps what survives a kill, such as checkpoints."""
@@ -162,7 +196,7 @@ class ArtifactStore:
                     for file in sorted(temporary.rglob("*"))
                     if file.is_file()
                 }
-                manifest = {
+                manifest: Manifest = {
                     "kind": kind,
                     "key": key,
                     "digest": digest_json(files),
@@ -198,12 +232,14 @@ class ArtifactStore:
           InputError: if there is none, or its files are not those of its manifest.
         """
         folder = self.home / "artifacts" / kind
-        found = sorted(path for path in folder.glob(f"{key}*") if not path.name.startswith("."))
-        if not key.isalnum() or len(found) != 1:
-            reason = "is ambiguous" if len(found) > 1 else "does not exist"
+        found = sorted(folder.glob(f"{key}*")) if key.isalnum() else []
+        if len(found) > 1:
             raise InputError(
-                f"{kind} {key!r} {reason} in {folder}; run `jora {STAGE_OF.get(kind, kind)}` to make one."
+                f"{kind} {key!r} could be any of {len(found)} in {folder}; give more of the key."
             )
+        if not found:
+            stage = STAGE_OF.get(kind, kind)
+            raise InputError(f"{kind} {key!r} does not exist in {folder}; run `jora {stage}` to make one.")
         artifact = _verified(found[0])
         if artifact is None:
             raise InputError(
@@ -228,7 +264,7 @@ class ArtifactStore:
         pointer = self.home / "latest" / name / kind
         if not pointer.is_file():
             raise InputError(f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first.")
-        return self.get(kind, pointer.read_text().strip())
+        return self.get(kind, pointer.read_text(errors="replace").strip())
 
     @contextlib.contextmanager
     def _only_writer(self, path: Path) -> Iterator[None]:
@@ -268,11 +304,15 @@ def _reference(value: Input) -> dict[str, str]:
 
 
 def _verified(path: Path) -> Artifact | None:
-    """The artifact if all its files have the digests of its manifest, else None."""
+    """The artifact if its manifest is whole and all its files have the digests in it, else None."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        whole = all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
-    except (OSError, ValueError, KeyError):
+        manifest = _MANIFESTS.validate_json((path / MANIFEST).read_bytes())
+        whole = (
+            (manifest["kind"], manifest["key"]) == (path.parent.name, path.name)
+            and manifest["digest"] == digest_json(manifest["files"])
+            and all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
+        )
+    except (OSError, ValueError):
         return None
     return Artifact(path, manifest, reused=True) if whole else None
 
@@ -291,7 +331,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             _sync(file)
         _sync(temporary)
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
         temporary.rename(path)
         _sync(path.parent)
     finally:

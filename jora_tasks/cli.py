@@ -6,6 +6,7 @@ Human text and progress bars on a terminal, one JSON object with ``--json``. Exi
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -60,13 +61,18 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if "kind" in result:
         console.print(f"[bold]{result['kind']}[/] {result['key']} {state} in {result['seconds']:.1f} s")
         for name, value in result["counts"].items():
-            console.print(f"  {name.replace('_', ' ')}: {value}", highlight=False)
-        console.print(f"  {result['path']}", highlight=False, soft_wrap=True)
+            _plain(f"  {name.replace('_', ' ')}: {value}")
+        _plain(f"  {result['path']}")
     else:
         console.print(
             f"[bold]{result['name']}[/] version {result['version']}, {result['alias']}, "
             f"{state} in {result['seconds']:.1f} s"
         )
+
+
+def _plain(text: str) -> None:
+    """A line that is never wrapped, coloured or read as markup, so that a path can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _stage_command(name: str) -> None:
@@ -144,7 +150,7 @@ def models(
         print(json.dumps(found), flush=True)
         return
     for role, folder in found.items():
-        console.print(f"{role}: {folder}", highlight=False, soft_wrap=True)
+        _plain(f"{role}: {folder}")
 
 
 PortOption = Annotated[
@@ -260,6 +266,13 @@ def main() -> None:
     except InputError as error:
         print(f"jora: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(
+            f"jora: {error.strerror}: {error.filename or ArtifactStore().home}", file=sys.stderr, flush=True
+        )
+        sys.exit(1)
 
 
 def _exit_on_sigterm(number: int, frame: object) -> None:

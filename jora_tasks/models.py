@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 from jora_tasks.artifacts import Source, atomic_folder, digest_file, digest_folder, digest_json
@@ -23,6 +24,7 @@ EMBEDDER_SHA256 = {
     "model/model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
     "model/tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # Says in lineage that the packaged base is a dequantised one.
 DEQUANTISED = "dequantised.json"
 
@@ -116,7 +118,7 @@ def _folder_or_hub(name: str, home: Path, field: str) -> Path:
         if not (folder / "config.json").is_file():
             raise InputError(f"{field}: {folder} has no config.json; give a Hugging Face model folder.")
         return folder.resolve()
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not HUB_ID.fullmatch(name):
         raise InputError(
             f"{field}: {name!r} is neither a folder nor a hub id; give a Hugging Face folder, an id as "
             f"in org/model, or one of {DEFAULT_BASE_MODEL} (base) and {DEFAULT_EMBEDDER} (embedder)."

@@ -7,13 +7,14 @@ bounds, since people meet them in a form.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from jora_tasks.errors import InputError
 
@@ -22,6 +23,9 @@ ALL_LINEAR = "all-linear"
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
+
+LOCAL_PATH: dict[str, Any] = {"min_length": 1, "max_length": 4000, "pattern": r"^[^\x00]+$"}
+LARGEST_SEED = 2**32 - 1
 
 DEFAULT_INSTRUCTION = (
     "Answer the question from the numbered sources. Reply with the answer alone, as short as possible."
@@ -32,13 +36,13 @@ DEFAULT_CLOSED_BOOK_INSTRUCTION = "Answer the question. Reply with the answer al
 class Section(BaseModel):
     """A frozen group of settings that refuses fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DocumentsConfig(Section):
-    path: Annotated[str, Field(description="Folder of .txt, .md, .rst, .html and .jsonl files.")] = (
-        "documents"
-    )
+    path: Annotated[
+        str, Field(description="Folder of .txt, .md, .rst, .html and .jsonl files.", **LOCAL_PATH)
+    ] = "documents"
 
 
 class QuestionsConfig(Section):
@@ -46,7 +50,8 @@ class QuestionsConfig(Section):
         str,
         Field(
             description="JSONL with question, answers and, if known, id, evidence and split; "
-            "or Alpaca JSON with instruction, input and output."
+            "or Alpaca JSON with instruction, input and output.",
+            **LOCAL_PATH,
         ),
     ] = "questions.jsonl"
     dev_fraction: Annotated[
@@ -105,7 +110,9 @@ class PromptsConfig(Section):
             "whose retrieval missed it."
         ),
     ] = True
-    seed: Annotated[int, Field(ge=0, description="Seed of the order of sources in training prompts.")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="Seed of the order of sources in training prompts.")
+    ] = 0
 
 
 class ModelConfig(Section):
@@ -135,6 +142,15 @@ class LoraConfig(Section):
         Literal["all-linear"] | tuple[str, ...],
         Field(description=f"Projections to adapt: {ALL_LINEAR}, or names out of {', '.join(PROJECTIONS)}."),
     ] = "all-linear"
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _word_or_list(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
+            return tuple(value)
+        if value != ALL_LINEAR:
+            raise ValueError(f"use {ALL_LINEAR} or a list of names out of {', '.join(PROJECTIONS)}")
+        return value
 
     @model_validator(mode="after")
     def _known_targets(self) -> LoraConfig:
@@ -191,7 +207,9 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[
         int, Field(ge=1, description="Updates between checkpoints; a killed run goes on from the last.")
     ] = 10
-    seed: Annotated[int, Field(ge=0, description="Seed of initialisation, order and dropout.")] = 0
+    seed: Annotated[
+        int, Field(ge=0, le=LARGEST_SEED, description="Seed of initialisation, order and dropout.")
+    ] = 0
     mesh: MeshConfig = MeshConfig()
 
 
@@ -205,7 +223,7 @@ class EvaluationConfig(Section):
         int, Field(ge=100, le=100000, description="Resamples behind each interval.")
     ] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="Coverage of the intervals.")] = 0.95
-    seed: Annotated[int, Field(ge=0, description="Seed of the resampling.")] = 0
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of the resampling.")] = 0
 
 
 class RegistryConfig(Section):
@@ -266,12 +284,12 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
     folder = Path.cwd()
     if path is not None:
         file = Path(path)
-        if not file.is_file():
-            raise InputError(f"--spec {file}: no such file; give the path of a YAML spec.")
         try:
-            loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"--spec {file} is not valid YAML: {' '.join(str(error).split())}.") from None
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or "not UTF-8 text").lower()
+            raise InputError(f"--spec {file}: {reason}; give the path of a YAML spec.") from None
+        loaded = _yaml(text, f"--spec {file}")
         if loaded is not None and not isinstance(loaded, dict):
             raise InputError(f"--spec {file} must be a mapping of settings, not a {type(loaded).__name__}.")
         data = loaded or {}
@@ -305,22 +323,43 @@ def _set(data: dict[str, Any], override: str) -> None:
         data = data.setdefault(section, {})
         if not isinstance(data, dict):
             raise InputError(f"--set {override!r}: {section} is a value, not a section of settings.")
+    data[field] = _yaml(value, f"--set {override!r}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two surprises: a key given twice, and 1e-4 read as text (YAML 1.1 wants 1.0e-4)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str, source: str) -> Any:
     try:
-        data[field] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {override!r}: {' '.join(str(error).split())}.") from None
-    if isinstance(data[field], str):  # YAML 1.1 reads 1e-4, without a dot, as text
-        with contextlib.suppress(ValueError):
-            data[field] = float(data[field])
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise InputError(f"{source} is nested too deeply to be settings.") from None
+    # PyYAML lets Python's own errors through for tagged and odd values, such as the date 2020-13-45.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
 
 
 def _explain(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != ALL_LINEAR) or "the spec"
+    field = ".".join(str(part) for part in first["loc"]) or "the spec"
     if first["type"] == "extra_forbidden":
         return f"{source}: {field} is not a setting; {_siblings(first['loc'])}."
+    if first["type"] == "model_type":
+        return f"{source}: {field} must be a mapping of settings, as in {field}: {{name: value}}."
     value = first["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (got {value!r})"
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {reprlib.repr(value)})"
     message = first["msg"].removeprefix("Value error, ")
     return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
 

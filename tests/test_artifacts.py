@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,9 @@ def test_other_settings_or_inputs_make_another_artifact_and_the_first_comes_back
     assert again.digest == one.digest
 
 
-@pytest.mark.parametrize("damage", ["altered", "missing", "manifest"])
+@pytest.mark.parametrize(
+    "damage", ["altered", "missing", "{", "[]", "null", '{"files": {}}', '{"kind": "corpus"}', "not a folder"]
+)
 def test_a_damaged_artifact_is_made_again(home: Path, damage: str) -> None:
     store = ArtifactStore()
     path = build(store, "right").path
@@ -60,8 +63,11 @@ def test_a_damaged_artifact_is_made_again(home: Path, damage: str) -> None:
         (path / "sub/text.txt").write_text("wrong")
     elif damage == "missing":
         (path / "sub/text.txt").unlink()
+    elif damage == "not a folder":
+        shutil.rmtree(path)
+        path.write_text("")
     else:
-        (path / "manifest.json").write_text("{")
+        (path / "manifest.json").write_text(damage)
     with pytest.raises(InputError, match="altered"):
         store.get("corpus", path.name)
     assert not build(store, "right").reused
@@ -129,14 +135,41 @@ def test_latest_follows_the_run_and_not_the_clock(home: Path) -> None:
         store.latest("other", "corpus")
 
 
+def test_an_artifact_in_the_place_of_another_is_no_artifact(home: Path) -> None:
+    store = ArtifactStore()
+    one, two = build(store, "a"), build(store, "b", setting=2)
+    shutil.rmtree(two.path)
+    shutil.copytree(one.path, two.path)
+    with pytest.raises(InputError, match="does not match its manifest"):
+        store.get("corpus", two.key)
+
+
+def test_a_damaged_pointer_is_mended_by_the_next_run(home: Path) -> None:
+    store = ArtifactStore()
+    store.set_latest("handbook", build(store, "a"))
+    (home / "latest/handbook/corpus").write_bytes(b"\xff/etc")
+    with pytest.raises(InputError, match="does not exist"):
+        store.latest("handbook", "corpus")
+    store.set_latest("handbook", build(store, "a"))
+    assert store.latest("handbook", "corpus").reused
+
+
+def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for home in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="is not a folder that can be written"):
+            ArtifactStore(home)
+
+
 def test_an_unknown_key_is_named(home: Path) -> None:
     store = ArtifactStore()
     made = build(store, "a")
     assert store.get("corpus", made.key[:6]).key == made.key
     with pytest.raises(InputError, match="'feed' does not exist"):
         store.get("corpus", "feed")
-    with pytest.raises(InputError, match="does not exist"):
-        store.get("corpus", "../corpus")
+    for key in ("../corpus", "a*", "*", "/etc", ""):
+        with pytest.raises(InputError, match="does not exist"):
+            store.get("corpus", key)
 
 
 def test_the_manifest_names_the_airflow_run(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,3 +44,13 @@ def test_a_stage_prints_one_json_object_and_then_is_up_to_date(home: Path, tmp_p
     assert first["key"] == second["key"]
     assert Path(first["path"]).is_dir()
     assert "up to date" in jora(*arguments[:1], *arguments[2:]).stdout
+
+
+def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JORA_HOME", str(tmp_path / "a[/x]b[red]c"))
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "a.txt").write_text("The sky is blue.")
+    result = jora("corpus", "--set", f"documents.path={documents}")
+    assert result.returncode == 0, result.stderr
+    assert f"{tmp_path}/a[/x]b[red]c/artifacts/corpus/" in result.stdout

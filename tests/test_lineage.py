@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from jora_tasks import __version__
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_file, digest_json
 from jora_tasks.lineage import datasets, registration_datasets, render, trace
 
 DOCUMENTS = [{"document_id": f"guide/{i:02}.md", "digest": f"sha256:{i:064x}"} for i in range(12)]
@@ -119,7 +119,10 @@ def test_input_that_is_no_longer_what_was_used(
     elif harm == "alter":
         (index / "chunks.parquet").write_bytes(b"other")
     else:
-        (index / "manifest.json").write_text(json.dumps(manifest | {"digest": "sha256:other"}))
+        (index / "chunks.parquet").write_bytes(b"other")
+        files = {"chunks.parquet": digest_file(index / "chunks.parquet")}
+        redone = manifest | {"files": files, "digest": digest_json(files)}
+        (index / "manifest.json").write_text(json.dumps(redone))
     tree = trace(store, adapter)
     node = tree["inputs"]["prompts"]["inputs"]["contexts"]["inputs"]["index"]
     assert node == {"kind": "index", "key": manifest["key"], "digest": manifest["digest"], "state": state}

@@ -59,6 +59,16 @@ def test_overrides_are_yaml_values() -> None:
         ("training.mesh.tensor=0", "training.mesh.tensor"),
         ("nonsense", "section.field=value"),
         ("name.x=1", "name"),
+        ("name=2020-13-45", "is not valid YAML"),
+        ("name=!!bool maybe", "is not valid YAML"),
+        ("name=" + "[" * 3000, "too deeply"),
+        ("training.epochs=true", "training.epochs (got True)"),
+        ("training.epochs='2'", "training.epochs (got '2')"),
+        ("training.max_grad_norm=.inf", "training.max_grad_norm"),
+        ("training.seed=99999999999999999999", "training.seed"),
+        ("training=null", "training must be a mapping of settings"),
+        ("lora.target_modules=q_proj", "use all-linear or a list of names"),
+        ('documents.path="a\\0b"', "documents.path"),
     ],
 )
 def test_a_bad_setting_is_named(override: str, named: str) -> None:
@@ -66,9 +76,24 @@ def test_a_bad_setting_is_named(override: str, named: str) -> None:
         load_spec(None, (override,))
 
 
+def test_a_file_may_write_powers_of_ten_without_a_dot(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training: {learning_rate: 1e-4, weight_decay: 0}\n")
+    assert load_spec(file).training.learning_rate == 1e-4
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("training:\n  epochs: 1\n  epochs: 2\n")
+    with pytest.raises(InputError, match="epochs is given twice"):
+        load_spec(file)
+
+
 def test_a_missing_or_malformed_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         load_spec(tmp_path / "absent.yaml")
+    with pytest.raises(InputError, match="is a directory"):
+        load_spec(tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text("a: [1\n")
     with pytest.raises(InputError, match=r"bad\.yaml is not valid YAML"):

@@ -98,7 +98,7 @@ def print_places(places: Mapping[str, str], console: Console) -> None:
     """Show where things are, a line each."""
     width = max(len(label) for label in places)
     for label, place in places.items():
-        console.print(f"  {label:<{width}}  {place}", highlight=False, soft_wrap=True)
+        console.print(f"  {label:<{width}}  {place}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _with_interval(value: float, interval: Sequence[float], sign: str = "") -> str:
