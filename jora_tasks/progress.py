@@ -81,7 +81,10 @@ def _figure(value: Any) -> str:
 
 
 class LineSink:
-    """Writes one line an event, at most one a stage every ``interval`` seconds while it runs."""
+    """Writes one line an event, at most one a stage every ``interval`` seconds while it runs.
+
+    A failure has no line: the error itself follows, in words.
+    """
 
     def __init__(self, stream: TextIO | None = None, interval: float = 2.0) -> None:
         self._stream = stream or sys.stderr
@@ -89,6 +92,8 @@ class LineSink:
         self._last: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
+        if event.state == FAILED:
+            return
         finished = event.state != RUNNING or (event.done is not None and event.done == event.total)
         if not finished and event.time - self._last.get(event.stage, 0) < self._interval:
             return
