@@ -1,13 +1,16 @@
 """Checkpoints of a run, and the proof that they are of this run.
 
-A work folder holds ``run.json`` (what the run is made of), ``metrics.jsonl`` (one line an update) and
-``checkpoints/`` (Orbax; each appears by a rename, so it is whole or absent). A folder of another run
+A work folder holds ``run.json`` (what the run is made of), ``metrics.jsonl`` (one line an update),
+``checkpoints/`` (Orbax; each appears by a rename, so it is whole or absent) and ``seals.json`` (a digest
+of the run, the checkpoint's files and the metrics up to it, for each checkpoint). A checkpoint that is
+not as it was sealed is set aside in ``damaged/`` and the one before it counts; a folder of another run
 is refused rather than mixed in or wiped.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -18,14 +21,17 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jora_tasks.artifacts import digest_json
+from jora_tasks.artifacts import digest_bytes, digest_folder, digest_json
 from jora_tasks.errors import InputError
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 RUN, METRICS, CHECKPOINTS = "run.json", "metrics.jsonl", "checkpoints"
+SEALS, DAMAGED = "seals.json", "damaged"
 KEPT = 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,10 +59,7 @@ class WorkFolder:
         identity = json.loads(json.dumps(identity))
         record = self.path / RUN
         if record.is_file():
-            try:
-                found = json.loads(record.read_text())
-            except ValueError:
-                found = {}
+            found = _read_object(record)
             changed = [key for key in {**found, **identity} if found.get(key) != identity.get(key)]
             if changed:
                 raise InputError(
@@ -67,10 +70,9 @@ class WorkFolder:
             raise InputError(f"{self.path} has files but no {RUN}; give an empty work folder or remove it.")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            temporary = record.with_suffix(".tmp")
-            temporary.write_text(json.dumps(identity, indent=2) + "\n")
-            temporary.replace(record)
+            _write(record, json.dumps(identity, indent=2) + "\n")
         self._digest = digest_json(identity)
+        self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
         self._manager = self._open_manager()
 
     def _open_manager(self) -> ocp.CheckpointManager:
@@ -93,44 +95,43 @@ class WorkFolder:
         if self.metrics_file.exists():
             with self.metrics_file.open("rb") as file:
                 os.fsync(file.fileno())
-        about = {"identity": self._digest, "epoch": position.epoch, "index": position.index}
+        about = {"epoch": position.epoch, "index": position.index}
         self._manager.save(
             position.step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(about)),
         )
+        kept = {str(step) for step in self._manager.all_steps()}
+        earlier = _read_object(self.path / SEALS)
+        seals = {step: seal for step, seal in earlier.items() if step in kept}
+        seals[str(position.step)] = self._seal(position.step)
+        _write(self.path / SEALS, json.dumps(seals, indent=2) + "\n")
 
     def restore(self, like: Any) -> tuple[Position, Any] | None:
-        """The newest checkpoint, or None; cuts the metrics back to it.
+        """The newest checkpoint that can be read, or None; cuts the metrics back to it.
 
         Args:
           like: a state of the same structure, shapes, dtypes and shardings.
-
-        Raises:
-          InputError: if the checkpoint is of another run.
         """
         import orbax.checkpoint as ocp
 
-        step = self._manager.latest_step()
-        kept = read_metrics(self.metrics_file)[: step or 0]
-        if step is not None and len(kept) < step:  # without its metrics it is no place to go on from
-            self._manager.close()
-            shutil.rmtree(self.path / CHECKPOINTS)
-            self._manager = self._open_manager()
-            step, kept = None, []
-        if step is None:
-            self._write_metrics([])
-            return None
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)), run=ocp.args.JsonRestore()
-            ),
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(jax.tree.map(_abstract, like)), run=ocp.args.JsonRestore()
         )
-        about = restored["run"]
-        if about["identity"] != self._digest:
-            raise InputError(f"{self.path}: checkpoint {step} is of another run; remove the folder.")
-        self._write_metrics(kept)
-        return Position(step, about["epoch"], about["index"]), restored["state"]
+        while (step := self._manager.latest_step()) is not None:
+            try:
+                restored = self._manager.restore(step, args=args)
+            except (ValueError, TypeError, KeyError, OSError) as error:
+                # What Orbax and TensorStore raise for files or shapes that do not fit. A device out of
+                # memory is a RuntimeError: no fault of the checkpoint.
+                self._manager.close()
+                self._set_aside(step, f"Orbax: {' '.join(str(error).split())[:200]}")
+                self._manager = self._open_manager()
+                continue
+            _write(self.metrics_file, "".join(self._metrics_until(step)))
+            about = restored["run"]
+            return Position(step, about["epoch"], about["index"]), restored["state"]
+        _write(self.metrics_file, "")
+        return None
 
     def record(self, metrics: Mapping[str, Any]) -> None:
         """Append one update's metrics."""
@@ -141,10 +142,50 @@ class WorkFolder:
         """Wait for what Orbax has under way and free it."""
         self._manager.close()
 
-    def _write_metrics(self, metrics: list[dict[str, Any]]) -> None:
-        temporary = self.metrics_file.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in metrics))
-        temporary.replace(self.metrics_file)
+    def _metrics_until(self, step: int) -> list[str]:
+        """The first ``step`` lines of the metrics, or as many as there are."""
+        if not self.metrics_file.exists():
+            return []
+        return self.metrics_file.read_text(errors="replace").splitlines(keepends=True)[:step]
+
+    def _seal(self, step: int) -> str | None:
+        """What must not change until a checkpoint is read again; None without the metrics up to it."""
+        metrics = self._metrics_until(step)
+        if len(metrics) < step:
+            return None
+        files = digest_folder(self.path / CHECKPOINTS / str(step))
+        return digest_json([self._digest, files, digest_bytes("".join(metrics).encode())])
+
+    def _set_damaged_aside(self) -> None:
+        seals = _read_object(self.path / SEALS)
+        for folder in sorted((self.path / CHECKPOINTS).glob("*")):
+            if folder.name.isdigit():
+                seal = seals.get(folder.name)
+                if seal is None or seal != self._seal(int(folder.name)):
+                    self._set_aside(int(folder.name), "its files or metrics are not those that were saved")
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside = self.path / DAMAGED / str(step)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        (self.path / CHECKPOINTS / str(step)).rename(aside)
+        _log.warning("checkpoint %d cannot be used (%s); it is set aside in %s", step, reason, aside.parent)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file that is there whole or as before."""
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

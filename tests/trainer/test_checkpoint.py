@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 
 from jora_tasks.errors import InputError
-from jora_tasks.trainer.checkpoint import CHECKPOINTS, KEPT, Position, WorkFolder, fingerprint, read_metrics
+from jora_tasks.trainer.checkpoint import (
+    CHECKPOINTS,
+    DAMAGED,
+    KEPT,
+    METRICS,
+    RUN,
+    SEALS,
+    Position,
+    WorkFolder,
+    fingerprint,
+    read_metrics,
+)
 
 IDENTITY = {"lora.r": 4, "training.seed": 0, "lora.target_modules": ("q_proj",)}
 
@@ -99,17 +110,85 @@ def test_a_folder_of_something_else_is_refused(tmp_path, open_folder):
     assert [file.name for file in (tmp_path / "work").iterdir()] == ["thesis.txt"]
 
 
-def test_checkpoints_moved_in_from_another_run_are_refused(tmp_path, open_folder):
+def test_checkpoints_moved_in_from_another_run_are_not_used(tmp_path, open_folder, caplog):
     other = WorkFolder(tmp_path / "other", {**IDENTITY, "training.seed": 1})
     _go(other, 1)
     other.save(Position(1, 0, 1), _state(1.0))
     other.close()
     work = open_folder()
     shutil.rmtree(work.path / CHECKPOINTS)
-    shutil.copytree(other.path / CHECKPOINTS, work.path / CHECKPOINTS)
-    shutil.copy(other.metrics_file, work.metrics_file)
-    with pytest.raises(InputError, match="checkpoint 1 is of another run"):
-        open_folder().restore(_state())
+    for name in (CHECKPOINTS, METRICS, SEALS):
+        (other.path / name).rename(work.path / name)
+    assert open_folder().restore(_state()) is None
+    assert "checkpoint 1 cannot be used" in caplog.text
+    assert (work.path / DAMAGED / "1").is_dir()
+
+
+def _overwrite(folder):
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+
+
+def _flip_a_byte(folder):
+    file = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _change_a_loss(folder):
+    metrics = folder.parents[1] / METRICS
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join([*lines[:-1], lines[-1].replace("loss", "lost")]))
+
+
+@pytest.mark.parametrize("damage", [_overwrite, _flip_a_byte, _change_a_loss, shutil.rmtree])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, open_folder, caplog):
+    work = open_folder()
+    for step in (1, 2):
+        _go(work, step, first=step)
+        work.save(Position(step, 0, step), _state(float(step)))
+    damage(work.path / CHECKPOINTS / "2")
+    again = open_folder()
+    position, state = again.restore(_state())
+    assert position == Position(1, 0, 1)
+    jax.tree.map(np.testing.assert_array_equal, state, _state(1.0))
+    assert [line["step"] for line in read_metrics(again.metrics_file)] == [1]
+    assert damage is shutil.rmtree or "checkpoint 2 cannot be used" in caplog.text
+    _go(again, 2, first=2)
+    again.save(Position(2, 0, 2), _state(2.5))
+    assert float(open_folder().restore(_state())[1][0]["a"][0, 0]) == 2.5
+
+
+@pytest.mark.parametrize("damaged", [CHECKPOINTS, ""])
+def test_where_no_checkpoint_is_whole_the_run_starts_afresh(damaged, open_folder):
+    work = open_folder()
+    run = (work.path / RUN).read_text()
+    _go(work, 2)
+    for step in (1, 2):
+        work.save(Position(step, 0, step), _state(float(step)))
+    _overwrite(work.path / damaged)
+    (work.path / RUN).write_text(run)
+    again = open_folder()
+    assert again.restore(_state()) is None
+    assert read_metrics(again.metrics_file) == []
+
+
+def test_a_state_of_another_shape_is_not_forced_into_this_one(open_folder, caplog):
+    work = open_folder()
+    _go(work, 1)
+    work.save(Position(1, 0, 1), {"a": jnp.ones((2, 3))})
+    assert open_folder().restore({"a": jnp.ones((2, 4))}) is None
+    assert "checkpoint 1 cannot be used (Orbax: " in caplog.text
+
+
+@pytest.mark.parametrize("text", ["[]", "7", "{", ""])
+def test_a_run_record_that_is_no_object_is_another_run(text, open_folder):
+    work = open_folder()
+    (work.path / RUN).write_text(text)
+    with pytest.raises(InputError, match=r"holds an unfinished run of other lora\.r, "):
+        open_folder()
 
 
 def test_fingerprints_tell_weights_apart():
