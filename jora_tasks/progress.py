@@ -60,7 +60,7 @@ class Progress:
 
 
 def describe(event: Event) -> str:
-    """The event in words, as ``train 12/50 steps, loss 0.31``."""
+    """The event in words, as ``train 12/50 steps, loss 0.31, 305 tok/s, 1:57 left``."""
     if event.state in (BUILT, FAILED):
         head = f"{event.stage}: {event.state}"
     elif event.state == REUSED:
@@ -70,14 +70,24 @@ def describe(event: Event) -> str:
     else:
         head = f"{event.stage} {event.done:,}" + (f"/{event.total:,}" if event.total else "")
         head += f" {event.unit}" if event.unit else ""
-    figures = (f"{key.replace('_', ' ')} {_figure(value)}" for key, value in event.fields.items())
-    return ", ".join([head, *figures])
+    return ", ".join([head, *(_figure(name, value) for name, value in event.fields.items())])
 
 
-def _figure(value: Any) -> str:
+# Figures that have a form of their own; all others are told as "name value".
+_FORMS: dict[str, Callable[[float], str]] = {
+    "seconds": lambda value: f"{value:,.1f} s",
+    "eta_seconds": lambda value: f"{value // 60:.0f}:{value % 60:02.0f} left",
+    "tokens_per_second": lambda value: f"{value:,.0f} tok/s",
+    "learning_rate": lambda value: f"lr {value:.1e}",
+}
+
+
+def _figure(name: str, value: Any) -> str:
+    if name in _FORMS:
+        return _FORMS[name](value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+        return f"{name.replace('_', ' ')} {value}"
+    return f"{name.replace('_', ' ')} {value:,}" if isinstance(value, int) else f"{name} {value:,.4g}"
 
 
 class LineSink:
@@ -117,14 +127,24 @@ class RichSink:
 
     def __init__(self, console: Console | None = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
+
+        def column(**options: Any) -> Column:
+            return Column(no_wrap=True, **options)
 
         self._bars = Progress(
-            TextColumn("[bold]{task.description:<9}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[figures]}"),
+            TextColumn("[bold]{task.description}", table_column=column(width=9)),
+            BarColumn(bar_width=20, table_column=column(width=20)),
+            MofNCompleteColumn(table_column=column(min_width=11)),
+            TimeElapsedColumn(table_column=column(min_width=7)),
+            TextColumn(
+                "{task.fields[figures]}",
+                style="dim",
+                markup=False,
+                table_column=column(ratio=1, overflow="ellipsis"),
+            ),
             console=console,
+            expand=True,
         )
         self._tasks: dict[str, TaskID] = {}
 
@@ -138,7 +158,8 @@ class RichSink:
             task, completed=event.done, total=event.total, figures=words.removeprefix(f"{event.stage}: ")
         )
         if event.state != RUNNING:
-            self._bars.update(task, total=event.total or 1, completed=event.total or 1)
+            total = next(each.total for each in self._bars.tasks if each.id == task) or 1
+            self._bars.update(task, total=total, completed=total if event.state != FAILED else None)
             self._bars.stop_task(task)
         if all(task.stop_time is not None for task in self._bars.tasks):
             self._bars.stop()

@@ -12,10 +12,9 @@ from jora_tasks.progress import BUILT, REUSED, Event, FileSink, LineSink, Progre
 
 
 def test_events_are_told_in_words() -> None:
-    event = Event(
-        "train", done=12, total=50, unit="steps", fields={"loss": 0.31234, "tokens_per_second": 1234}
-    )
-    assert describe(event) == "train 12/50 steps, loss 0.3123, tokens per second 1,234"
+    fields = {"loss": 0.31234, "learning_rate": 1e-3, "tokens_per_second": 1234.5, "eta_seconds": 125.2}
+    event = Event("train", done=12, total=50, unit="steps", fields=fields)
+    assert describe(event) == "train 12/50 steps, loss 0.3123, lr 1.0e-03, 1,234 tok/s, 2:05 left"
     assert describe(Event("index", REUSED)) == "index: up to date"
 
 
@@ -25,7 +24,7 @@ def test_lines_are_few_but_the_last_is_never_lost() -> None:
     for step in range(1, 101):
         progress("train", done=step, total=100)
     progress("train", state=BUILT, seconds=1.5)
-    assert stream.getvalue().splitlines() == ["train 1/100", "train 100/100", "train: built, seconds 1.5"]
+    assert stream.getvalue().splitlines() == ["train 1/100", "train 100/100", "train: built, 1.5 s"]
 
 
 def test_the_file_has_a_json_line_for_each_event(tmp_path: Path) -> None:
