@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jora_tasks.errors import InputError
+from jora_tasks.reading import parse_lines, read_text, unreadable_refused
 from retrieval.headings import first_heading
 from retrieval.html import html_text
 
@@ -47,13 +46,33 @@ def document_files(folder: Path) -> list[Path]:
     by symbolic links is read once.
 
     Raises:
-      InputError: if the folder is missing or holds no such file.
+      InputError: if the folder is missing or holds no such file, if it or a folder in it cannot be
+        read, or a file's name is not UTF-8.
     """
+    with unreadable_refused(f"documents.path {folder}"):
+        files = _walk(folder)
+    if not files:
+        raise InputError(
+            f"documents.path {folder} holds no document; put {', '.join(SUFFIXES[:-1])} "
+            f"or {SUFFIXES[-1]} files there."
+        )
+    for file in files:
+        try:
+            str(file.relative_to(folder)).encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"documents.path {folder}: the path {str(file.relative_to(folder))!a} is not UTF-8; "
+                "rename the file or its folder."
+            ) from None
+    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _walk(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"documents.path {folder} is not a folder; give the folder of your documents.")
     files: list[Path] = []
     seen: set[str] = set()
-    for path, folders, names in os.walk(folder, followlinks=True):
+    for path, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
         real = os.path.realpath(path)
         if real in seen:
             folders.clear()
@@ -62,12 +81,11 @@ def document_files(folder: Path) -> list[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (Path(path, name) for name in names if not name.startswith("."))
         files += [file for file in visible if file.suffix.lower() in SUFFIXES and file.is_file()]
-    if not files:
-        raise InputError(
-            f"documents.path {folder} holds no document; put {', '.join(SUFFIXES[:-1])} "
-            f"or {SUFFIXES[-1]} files there."
-        )
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
+    return files
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def load_documents(folder: Path) -> list[Document]:
@@ -95,12 +113,7 @@ def load_documents(folder: Path) -> list[Document]:
 
 def _read(file: Path, source: str) -> Iterator[tuple[Document, str]]:
     """The file's documents, each with the place to name in an error."""
-    try:
-        raw = file.read_text(encoding="utf-8", errors="strict")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{file} is not UTF-8 text (byte {error.start}); save it as UTF-8 or move it out of the folder."
-        ) from None
+    raw = read_text(file)
     suffix = file.suffix.lower()
     if suffix == ".jsonl":
         yield from _read_rows(file, source, raw)
@@ -114,15 +127,8 @@ def _read(file: Path, source: str) -> Iterator[tuple[Document, str]]:
 
 
 def _read_rows(file: Path, source: str, raw: str) -> Iterator[tuple[Document, str]]:
-    # split on newlines alone: JSON strings may hold U+2028 and other line separators
-    for number, line in enumerate(normalise(raw).split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in parse_lines(normalise(raw), file):
         place = f"{file}:{number}"
-        try:
-            row: Any = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{place} is not JSON ({error}); write one JSON object a line.") from None
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise InputError(f'{place} has no text; write {{"text": "…"}} with, if you like, id and title.')
         for field in ("id", "title"):

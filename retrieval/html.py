@@ -37,16 +37,22 @@ def html_text(page: str) -> tuple[str, str]:
             continue
         node.decompose()
     pieces: list[str] = []
-    _write(main, pieces, preformatted=False)
+    _write(main, pieces)
     lines = [line.rstrip() for line in "".join(pieces).split("\n")]
     return title, re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip() + "\n"
 
 
-def _write(node: Any, pieces: list[str], *, preformatted: bool) -> None:
-    for child in node.iter(include_text=True):
-        tag = child.tag
+def _write(main: Any, pieces: list[str]) -> None:
+    """Append the text below a node, without recursion: pages nest as deeply as they like."""
+    waiting = _children(main, False)  # a stack; text in it is what follows a node's children
+    while waiting:
+        node, preformatted = waiting.pop()
+        if isinstance(node, str):
+            pieces.append(node)
+            continue
+        tag = node.tag
         if tag == "-text":
-            text = child.text(deep=True)
+            text = node.text(deep=True)
             if not preformatted:
                 text = re.sub(r"\s+", " ", text)
                 if not pieces or pieces[-1].endswith(("\n", " ")):
@@ -56,7 +62,7 @@ def _write(node: Any, pieces: list[str], *, preformatted: bool) -> None:
         elif tag == "br":
             pieces.append("\n")
         elif tag in _HEADINGS:
-            content = " ".join(child.text(deep=True).split())
+            content = " ".join(node.text(deep=True).split())
             if content:
                 pieces.append(f"\n\n{'#' * _HEADINGS[tag]} {content}\n\n")
         elif tag in _BLOCKS:
@@ -65,9 +71,14 @@ def _write(node: Any, pieces: list[str], *, preformatted: bool) -> None:
             pieces.append(gap)
             if tag == "li":
                 pieces.append("- ")
-            _write(child, pieces, preformatted=preformatted or tag == "pre")
-            pieces.append(gap)
+            waiting.append((gap, False))
+            waiting += _children(node, preformatted or tag == "pre")
         else:
-            _write(child, pieces, preformatted=preformatted)
             if tag in _CELLS:
-                pieces.append(" ")
+                waiting.append((" ", False))
+            waiting += _children(node, preformatted)
+
+
+def _children(node: Any, preformatted: bool) -> list[tuple[Any, bool]]:
+    """A node's children, the first one last."""
+    return [(child, preformatted) for child in node.iter(include_text=True)][::-1]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jora_tasks.errors import InputError
+from jora_tasks.reading import parse_rows, read_text
 from retrieval.documents import normalise
 from retrieval.evidence import Evidence
 
@@ -49,7 +50,8 @@ def load_questions(path: Path, dev_fraction: float, test_fraction: float) -> lis
     """
     found: list[Question] = []
     places: dict[str, str] = {}
-    for row, place in _rows(path):
+    text = normalise(read_text(path, f"questions.path {path}"))
+    for row, place in parse_rows(text, path):
         question = _question(row, place)
         if question.id in places:
             raise InputError(
@@ -68,6 +70,24 @@ def load_questions(path: Path, dev_fraction: float, test_fraction: float) -> lis
         )
         for question in found
     ]
+
+
+def check_splits(questions: Iterable[Question], path: Path) -> None:
+    """Refuse questions that nothing can be learned from, or measured on.
+
+    Raises:
+      InputError: without a question of train, or of test.
+    """
+    splits = {question.split for question in questions}
+    for split, remedy in (
+        ("train", "lower questions.dev_fraction and questions.test_fraction"),
+        ("test", "raise questions.test_fraction"),
+    ):
+        if split not in splits:
+            raise InputError(
+                f'questions.path {path} has no {split} question; give rows "split": "{split}" or, where no '
+                f"row names a split, {remedy} or give questions of more groups."
+            )
 
 
 def assign_split(group: str, dev_fraction: float, test_fraction: float) -> str:
@@ -89,38 +109,14 @@ def _named_splits(questions: Iterable[Question], places: dict[str, str]) -> dict
     return named
 
 
-def _rows(path: Path) -> Iterator[tuple[Any, str]]:
-    """The rows of the file, each with the place to name in an error."""
-    try:
-        text = normalise(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"questions.path {path} is not UTF-8 text (byte {error.start}); save it as UTF-8."
-        ) from None
-    except OSError:
-        raise InputError(f"questions.path {path}: no such file; give a JSONL or JSON file.") from None
-    if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path} is not valid JSON ({error}); mend it there.") from None
-        yield from ((row, f"{path} item {number}") for number, row in enumerate(rows, start=1))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line), f"{path}:{number}"
-            except ValueError as error:
-                raise InputError(
-                    f"{path}:{number} is not JSON ({error}); write one JSON object a line."
-                ) from None
-
-
 def _question(row: Any, place: str) -> Question:
     if not isinstance(row, dict):
         raise InputError(f"{place} must be a JSON object with question and answers.")
     if "instruction" in row:
-        text: Any = "\n\n".join(str(row[key]).strip() for key in ("instruction", "input") if row.get(key))
+        parts = [row[key] for key in ("instruction", "input") if row.get(key) is not None]
+        if not all(isinstance(part, str) for part in parts):
+            raise InputError(f"{place}: instruction and input must be text.")
+        text: Any = "\n\n".join(filter(None, map(str.strip, parts)))
         answers: Any = row.get("output")
     else:
         text, answers = row.get("question"), row.get("answers", row.get("answer"))
@@ -133,7 +129,7 @@ def _question(row: Any, place: str) -> Question:
     if not listed:
         raise InputError(f"{place} has no answer; give at least one that is not empty.")
     text = normalise(text).strip()
-    split = row.get("split") or ""
+    split = "" if row.get("split") is None else row["split"]
     if split not in ("", *SPLITS):
         raise InputError(f"{place}: split {split!r} must be train, dev or test, or left out.")
     content = json.dumps([text, *listed], ensure_ascii=False)

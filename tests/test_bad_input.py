@@ -133,9 +133,8 @@ def test_no_test_questions(
     rows = [json.loads(line) for line in lines]
     only = tmp_path / "train.jsonl"
     only.write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] == "train"))
-    spec = load_spec(tiny_project, (f"questions.path={only}",))
-    run(ArtifactStore(used_home), spec, "contexts", "prompts")
-    assert "test question" in refused("evaluate", "--spec", tiny_project)
+    said = refused("contexts", "--spec", tiny_project, "--set", f"questions.path={only}")
+    assert "train.jsonl has no test question" in said
 
 
 @pytest.mark.parametrize("command", ["up", "demo"])

@@ -28,15 +28,17 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
     and ``evidence_missing``: how many pieces of evidence the documents no longer have.
 
     Raises:
-      InputError: for a malformed questions file, or an index that another embedder built.
+      InputError: for a malformed questions file, one without train or test questions, or an index
+        that another embedder built.
     """
     from retrieval.index import check_embedder
-    from retrieval.questions import SPLITS, load_questions
+    from retrieval.questions import SPLITS, check_splits, load_questions
 
     folder, embedder_source = find_embedder(spec, store)
     check_embedder(index.path, embedder_source.name, embedder_source.digest)
     path = Path(spec.questions.path)
     questions = load_questions(path, spec.questions.dev_fraction, spec.questions.test_fraction)
+    check_splits(questions, path)
     source = Source("questions", path.name, digest_file(path))
 
     def write(target: Path) -> Mapping[str, Any]:

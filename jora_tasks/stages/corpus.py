@@ -9,6 +9,7 @@ from typing import Any
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_bytes, digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
+from jora_tasks.reading import unreadable_refused
 from jora_tasks.spec import RunSpec
 
 VERSION = 1
@@ -27,7 +28,8 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
     from retrieval.documents import document_files, load_documents
 
     folder = Path(spec.documents.path)
-    files = {file.relative_to(folder).as_posix(): digest_file(file) for file in document_files(folder)}
+    with unreadable_refused(f"documents.path {folder}"):
+        files = {file.relative_to(folder).as_posix(): digest_file(file) for file in document_files(folder)}
     source = Source("documents", folder.name, digest_json(files))
 
     def write(target: Path) -> Mapping[str, Any]:

@@ -6,7 +6,6 @@ Nothing is dropped or cut: an example that cannot be used is an error that names
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jora_tasks.errors import InputError
+from jora_tasks.reading import parse_rows, read_text
 
 FORMATS = (
     "{instruction, input, output}, {question, answers} or {messages}, as a JSON list or one object a line"
@@ -172,9 +172,8 @@ def load_dataset(path: str | Path, model: str | Path, *, max_length: int | None 
         messages = _messages(record, where)
         try:
             input_ids, prompt_length = tokenizer.render(messages)
-            example = Example.make(
-                str(record.get("id", number)), input_ids, prompt_length=prompt_length, max_length=max_length
-            )
+            id_ = str(number if record.get("id") is None else record["id"])
+            example = Example.make(id_, input_ids, prompt_length=prompt_length, max_length=max_length)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         examples.append(example)
@@ -184,28 +183,7 @@ def load_dataset(path: str | Path, model: str | Path, *, max_length: int | None 
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; give the path of a JSON or JSONL file.") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it.") from None
-    if text.lstrip().startswith("["):
-        try:
-            items = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {error.lineno}: not valid JSON: {error.msg}.") from None
-        located = [(f"{path}, item {number}", item) for number, item in enumerate(items, 1)]
-    else:
-        located = []
-        for number, line in enumerate(text.splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                located.append((f"{path}, line {number}", json.loads(line)))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}: not valid JSON: {error.msg}.") from None
-    for where, item in located:
+    for item, where in parse_rows(read_text(path), path):
         if not isinstance(item, dict):
             raise InputError(f"{where}: a {type(item).__name__}, not an object; give {FORMATS}.")
         yield where, item

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from jora_tasks.errors import InputError
@@ -62,6 +65,10 @@ def test_hidden_files_are_left_out_and_symlink_loops_end(tmp_path):
         ("a.jsonl", '["x"]', r"a\.jsonl:1 has no text"),
         ("a.jsonl", '{"text": "x", "id": 7}', r"a\.jsonl:1: id must be text"),
         ("a.jsonl", '{"text": "x", "id": "1"}\n{"text": "y", "id": "1"}', r"a\.jsonl:2: document id '1'"),
+        ("a.jsonl", '{"text": "x"}\n' + "[" * 100_000, r"a\.jsonl:2 .*nested too deeply"),
+        ("a.jsonl", '{"text": "x\\ud800"}', r"a\.jsonl:1 has half of a surrogate pair, '\\ud800'"),
+        ("a.jsonl", '{"text": "x", "id": "\\udc00"}', r"a\.jsonl:1 has half of a surrogate pair"),
+        (os.fsdecode(b"caf\xe9.txt"), "x", r"'caf\\udce9\.txt' is not UTF-8; rename"),
         ("a.txt", " \n", r"are all empty"),
         ("a.pdf", "x", r"holds no document"),
     ],
@@ -77,3 +84,37 @@ def test_empty_or_missing_folder_is_refused(tmp_path):
         load_documents(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         load_documents(tmp_path / "none")
+
+
+def test_whole_surrogate_pairs_are_read(tmp_path):
+    put(tmp_path, "a.jsonl", '{"text": "\\ud83d\\ude00"}')
+    assert load_documents(tmp_path)[0].text == "\U0001f600"
+
+
+@pytest.mark.parametrize("closed", ["sub", "."])
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, monkeypatch, closed):
+    put(tmp_path, "a.txt", "a")
+    put(tmp_path, "sub/b.txt", "b")
+    scandir = os.scandir
+
+    def guarded(path):
+        if Path(path) == tmp_path / closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    name = str(tmp_path / closed)
+    with pytest.raises(InputError, match=rf"documents\.path .*{name} cannot be read \(Permission denied\)"):
+        load_documents(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["is_file", "open"])
+def test_a_file_that_cannot_be_reached_or_read_is_refused_by_name(tmp_path, monkeypatch, method):
+    put(tmp_path, "a.txt", "a")
+
+    def closed(path, *arguments, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, method, closed)
+    with pytest.raises(InputError, match=r"a\.txt cannot be read \(Permission denied\)"):
+        load_documents(tmp_path)

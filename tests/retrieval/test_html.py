@@ -24,3 +24,8 @@ def test_main_text_with_headings_and_without_the_rest():
 def test_page_without_main_part_and_empty_page():
     assert html_text("<p>one</p><p>two</p>") == ("", "one\n\ntwo\n")
     assert html_text("")[1].strip() == ""
+
+
+def test_deeply_nested_pages_are_read():
+    assert html_text("<div>" * 3000 + "deep") == ("", "deep\n")
+    assert html_text("<h2>" + "<b>" * 3000 + "deep")[1] == "## deep\n"

@@ -5,7 +5,7 @@ import pytest
 
 from jora_tasks.errors import InputError
 from retrieval.evidence import Evidence
-from retrieval.questions import assign_split, load_questions
+from retrieval.questions import assign_split, check_splits, load_questions
 
 
 def write(tmp_path, *rows):
@@ -93,6 +93,13 @@ GOOD = {"question": "q", "answer": "a"}
             {"question": "q", "answer": "b", "evidence": [{"document_id": "d", "start": 5, "end": 5}]},
             r"jsonl:2: evidence must be",
         ),
+        ({"question": "q", "answer": "b", "split": {}}, r"jsonl:2: split \{\} must be train"),
+        ({"question": "q", "answer": "b", "split": False}, r"jsonl:2: split False must be train"),
+        ({"instruction": ["q"], "output": "b"}, r"jsonl:2: instruction and input must be text"),
+        ({"instruction": "q", "input": 0, "output": "b"}, r"jsonl:2: instruction and input must be text"),
+        ({"question": "q\ud800", "answer": "b"}, r"jsonl:2 has half of a surrogate pair, '\\ud800'"),
+        ({"question": "q", "answer": "b", "group": "\udc00"}, r"jsonl:2 has half of a surrogate pair"),
+        ("[" * 100_000, r"jsonl:2 .*nested too deeply"),
         (GOOD, r"jsonl:2 has the id .* of .*jsonl:1, or repeats"),
     ],
 )
@@ -102,11 +109,13 @@ def test_bad_rows_are_refused_by_file_and_line(tmp_path, row, message):
 
 
 def test_bad_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"questions\.path .*none\.jsonl cannot be read \(No such file"):
         load(tmp_path / "none.jsonl")
+    with pytest.raises(InputError, match=r"questions\.path .* cannot be read \(Is a directory\)"):
+        load(tmp_path)
     with pytest.raises(InputError, match="holds no question"):
         load(write(tmp_path, ""))
-    with pytest.raises(InputError, match="not valid JSON"):
+    with pytest.raises(InputError, match="is not JSON"):
         load(write(tmp_path, "[{]"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "caf\xe9"}')
     with pytest.raises(InputError, match="not UTF-8"):
@@ -117,3 +126,13 @@ def test_a_group_in_two_splits_is_refused(tmp_path):
     rows = [{"question": s, "answer": "x", "group": "g", "split": s} for s in ("train", "test")]
     with pytest.raises(InputError, match=r"jsonl:2: group 'g' is in train and in test"):
         load(write(tmp_path, *rows))
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [("train", r"has no test question; .*raise questions\.test_fraction"), ("test", "has no train question")],
+)
+def test_questions_of_one_split_alone_are_refused(tmp_path, only, message):
+    path = write(tmp_path, {**GOOD, "split": only})
+    with pytest.raises(InputError, match=message):
+        check_splits(load(path), path)

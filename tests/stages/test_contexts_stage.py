@@ -91,3 +91,12 @@ def test_malformed_questions_are_refused_before_any_work(rag):
     (rag.folder / "questions.jsonl").write_text(json.dumps({"question": "x", "answers": []}) + "\n")
     with pytest.raises(InputError, match=r"questions\.jsonl:1 has no answer"):
         retrieve_contexts(rag.spec(write=False), index, rag.store, rag.progress)
+
+
+@pytest.mark.parametrize("only", ["train", "test"])
+def test_questions_of_one_split_alone_are_refused(rag, only):
+    index = rag.index()
+    rag.questions = [{**question, "split": only} for question in rag.questions]
+    with pytest.raises(InputError, match=r"questions\.path .* has no (train|test) question"):
+        retrieve_contexts(rag.spec(), index, rag.store, rag.progress)
+    assert rag.left("contexts") == []

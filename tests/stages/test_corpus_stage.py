@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -84,3 +86,16 @@ def test_missing_folder_is_refused(store, tmp_path):
     with pytest.raises(InputError, match=r"documents\.path"):
         build(tmp_path / "none", store)
     assert not store.home.exists()
+
+
+def test_a_document_that_cannot_be_read_is_named(folder, store, monkeypatch):
+    opened = Path.open
+
+    def closed(path, *arguments, **options):
+        if path.name == "a.txt":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", closed)
+    with pytest.raises(InputError, match=r"documents\.path .*a\.txt cannot be read \(Permission denied\)"):
+        build(folder, store)

@@ -75,17 +75,22 @@ def test_ids_are_kept(tokenizer_folder, tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('{"question": "a", "answer": "b"}\n{"question": ', "line 2: not valid JSON"),
-        ('[{"instruction": "a", "output": "b"},\n{"instruction"}]', "line 2: not valid JSON"),
+        ('{"question": "a", "answer": "b"}\n{"question": ', r"\.json:2 is not JSON"),
+        ('[{"instruction": "a", "output": "b"},\n{"instruction"}]', r"\.json:2 is not JSON"),
         ('[{"instruction": "a", "output": "b"}, {"instruction": "a"}]', "item 2: output is missing"),
-        ('{"question": "a", "answers": []}', "line 1: answers must be a list"),
-        ('{"question": "a", "answers": [3]}', "line 1: answer is not text"),
-        ('{"question": "a", "answer": " "}', "line 1: answer is missing or empty"),
-        ('{"text": "a"}', "line 1: fields text"),
-        ('{"messages": [{"role": "user", "content": "a"}]}', "line 1: messages must end"),
-        ('{"messages": "hello"}', "line 1: messages must be a list"),
-        ("3\n", "line 1: a int, not an object"),
+        ('{"question": "a", "answers": []}', r"\.json:1: answers must be a list"),
+        ('{"question": "a", "answers": [3]}', r"\.json:1: answer is not text"),
+        ('{"question": "a", "answer": " "}', r"\.json:1: answer is missing or empty"),
+        ('{"text": "a"}', r"\.json:1: fields text"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', r"\.json:1: messages must end"),
+        ('{"messages": "hello"}', r"\.json:1: messages must be a list"),
+        ("3\n", r"\.json:1: a int, not an object"),
         ("", "has no records"),
+        ('{"question": "a", "answer": "b"}\n' + "[" * 100_000, r"\.json:2 .*nested too deeply"),
+        ("[" * 100_000, r"\.json .*nested too deeply"),
+        ('{"question": "\\ud800", "answer": "b"}', r"\.json:1 has half of a surrogate pair"),
+        ('[{"question": "a", "answer": "\\udc00"}]', "item 1 has half of a surrogate pair"),
+        ('{"id": ' + "9" * 5000 + "}", r"\.json:1 .*4300 digits"),
     ],
 )
 def test_bad_records_are_named(text, expected, tokenizer_folder, tmp_path):
@@ -97,17 +102,26 @@ def test_bad_records_are_named(text, expected, tokenizer_folder, tmp_path):
 
 
 def test_missing_and_binary_files_are_named(tokenizer_folder, tmp_path):
-    with pytest.raises(InputError, match=r"absent\.json: No such file"):
+    with pytest.raises(InputError, match=r"absent\.json cannot be read \(No such file"):
         load_dataset(tmp_path / "absent.json", tokenizer_folder)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="is not UTF-8"):
         load_dataset(tmp_path / "binary", tokenizer_folder)
+    with pytest.raises(InputError, match="is not a path"):
+        load_dataset("data\0.json", tokenizer_folder)
+
+
+def test_a_byte_order_mark_and_line_separators_in_text_are_no_harm(tokenizer_folder, tmp_path):
+    file = tmp_path / "data.jsonl"
+    row = json.dumps({"question": "a\u2028b", "answer": "c", "id": None}, ensure_ascii=False)
+    file.write_text(f"\ufeff{row}\r\n{row}\n", encoding="utf-8")
+    assert [example.id for example in load_dataset(file, tokenizer_folder).examples] == ["1", "2"]
 
 
 def test_an_example_longer_than_the_maximum_is_an_error_with_its_place(tokenizer_folder, tmp_path):
     file = tmp_path / "data.jsonl"
     file.write_text(json.dumps({"id": "long", **RECORDS["answer"]}))
-    with pytest.raises(InputError, match=r"line 1: example long has \d+ tokens, more than the 10 allowed"):
+    with pytest.raises(InputError, match=r"\.jsonl:1: example long has \d+ tokens, more than the 10 allowed"):
         load_dataset(file, tokenizer_folder, max_length=10)
 
 
