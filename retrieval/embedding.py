@@ -15,6 +15,9 @@ from retrieval.chunking import Chunk
 
 Done = Callable[[int], None]
 
+# Without any of these, some tokenizer classes make one of a vocabulary of their own.
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+
 
 @dataclass(frozen=True)
 class EmbedderIdentity:
@@ -42,6 +45,7 @@ class Embedder:
     """A sentence-transformers model on the CPU, or on the accelerator torch finds."""
 
     def __init__(self, folder: Path, name: str, digest: str) -> None:
+        """Name an embedder; its first use raises `InputError` if the folder's files cannot serve."""
         self._folder, self._name, self._digest = folder, name, digest
 
     @cached_property
@@ -50,14 +54,21 @@ class Embedder:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # stages report their own progress
+        if not any(next(self._folder.rglob(pattern), None) for pattern in _TOKENIZER_FILES):
+            raise InputError(
+                f"index.embedder {self._name} has no tokenizer; put its tokenizer.json, vocab.txt or "
+                "sentencepiece model into its folder."
+            )
         try:
-            return SentenceTransformer(str(self._folder), local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
+            model = SentenceTransformer(str(self._folder), local_files_only=True)
+            _check_use(model)
+        except Exception as error:  # safetensors, transformers and torch each raise their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
                 f"index.embedder {self._name} cannot be read as a sentence-transformers model; "
                 f"fetch it again or name another ({reason})."
             ) from None
+        return model
 
     @cached_property
     def identity(self) -> EmbedderIdentity:
@@ -106,6 +117,16 @@ class Embedder:
                 done(first + len(batch))
         check_vectors(vectors, self._name)
         return vectors
+
+
+def _check_use(model: Any) -> None:
+    """Use a model once as `Embedder` does: what its files lack may show only then."""
+    texts = ["A text.", "A text of another length, which needs padding."]
+    model.tokenizer(texts, return_offsets_mapping=True)
+    model.encode_query(texts[:1])
+    shape, dimension = model.encode_document(texts).shape, model.get_embedding_dimension()
+    if shape != (len(texts), dimension):
+        raise ValueError(f"vectors of {shape[-1]} instead of {dimension} numbers")
 
 
 def check_vectors(vectors: np.ndarray, name: str) -> None:

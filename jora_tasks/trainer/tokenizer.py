@@ -18,7 +18,6 @@ and a newline, after which the answer and the end-of-text token follow.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jora_tasks.errors import InputError
+from jora_tasks.reading import read_object, read_text
 
 Message = dict[str, str]
 TOKENIZER_FILES = (
@@ -37,7 +37,11 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "generation_config.json",
 )
-_SAMPLE = "An answer."
+_SAMPLE: list[Message] = [
+    {"role": "system", "content": "An instruction."},
+    {"role": "user", "content": "A question."},
+    {"role": "assistant", "content": "An answer."},
+]
 
 
 class _Codec(Protocol):
@@ -190,7 +194,8 @@ def load_tokenizer(folder: str | Path) -> ChatTokenizer:
     """Read the tokenizer and the chat template of a Hugging Face model folder.
 
     Raises:
-      InputError: if there is no tokenizer, it cannot be read, or nothing says how an answer ends.
+      InputError: if there is no tokenizer, it or the model's configuration cannot be read, the chat
+        template fails or leaves out what messages say, or nothing says how an answer ends.
     """
     folder = Path(folder)
     codec: _Codec
@@ -244,7 +249,6 @@ def _plain(messages: list[Message], for_generation: bool) -> str:
 
 def _with_template(template: str, codec: _Codec, folder: Path) -> Callable[[list[Message], bool], str]:
     """A renderer by the model's Jinja template, in transformers' sandbox."""
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     text_of = {id_: text for text, id_ in codec.special.items()}
@@ -259,24 +263,39 @@ def _with_template(template: str, codec: _Codec, folder: Path) -> Callable[[list
     }
 
     def render(messages: list[Message], for_generation: bool) -> str:
-        outcome: Any = render_jinja_template(  # annotated as text, returns (texts, answer spans)
-            [messages], chat_template=template, add_generation_prompt=for_generation, **tokens
-        )
-        return outcome[0][0]
-
-    def render_or_fold(messages: list[Message], for_generation: bool) -> str:
         try:
-            return render(messages, for_generation)
-        except TemplateError as error:
-            folded = _fold_system(messages)
-            if folded != messages:  # some templates refuse a system message
-                return render_or_fold(folded, for_generation)
+            outcome: Any = render_jinja_template(  # annotated as text, returns (texts, answer spans)
+                [messages], chat_template=template, add_generation_prompt=for_generation, **tokens
+            )
+        except Exception as error:  # a template is a program that may raise anything
             raise InputError(
                 f"The chat template of {folder.name} refuses the messages; "
                 f"give the model another chat_template.jinja ({_first_line(error)})."
             ) from None
+        return outcome[0][0]
 
-    return render_or_fold
+    def render_folded(messages: list[Message], for_generation: bool) -> str:
+        return render(_fold_system(messages), for_generation)
+
+    try:
+        if _says_all(render):
+            return render
+    except InputError:
+        pass
+    if _says_all(render_folded):  # some templates refuse a system message, others leave it out
+        return render_folded
+    raise InputError(
+        f"The chat template of {folder.name} leaves out what the messages say; "
+        "give the model another chat_template.jinja."
+    )
+
+
+def _says_all(render: Callable[[list[Message], bool], str]) -> bool:
+    """Whether a sample prompt and conversation hold what their messages say."""
+    prompt, whole = render(_SAMPLE[:-1], True), render(_SAMPLE, False)
+    return all(message["content"] in whole for message in _SAMPLE) and all(
+        message["content"] in prompt for message in _SAMPLE[:-1]
+    )
 
 
 def _fold_system(messages: list[Message]) -> list[Message]:
@@ -291,7 +310,7 @@ def _chat_template(folder: Path) -> str | None:
     """The template of ``chat_template.jinja`` or, in older folders, ``tokenizer_config.json``."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        return read_text(file)
     template = _json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):  # several named ones: tool use, default
         template = next((each["template"] for each in template if each["name"] == "default"), None)
@@ -308,16 +327,18 @@ def _configured_eos(folder: Path) -> set[int]:
     """End-of-text ids of ``generation_config.json`` and ``config.json``."""
     found: set[int] = set()
     for name in ("generation_config.json", "config.json"):
-        ids = _json(folder / name).get("eos_token_id")
-        found |= set(ids) if isinstance(ids, list) else {ids} if isinstance(ids, int) else set()
+        given = _json(folder / name).get("eos_token_id")
+        ids = given if isinstance(given, list) else [] if given is None else [given]
+        if not all(type(id_) is int for id_ in ids):
+            raise InputError(f"{folder / name}: eos_token_id must be a whole number or a list of them.")
+        found.update(ids)
     return found
 
 
 def _template_end(render: Callable[[list[Message], bool], str], codec: _Codec) -> int | None:
     """The first special token that the template writes after an answer."""
-    messages = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": _SAMPLE}]
-    _, answer, tail = render(messages, False).rpartition(_SAMPLE)
-    ids = codec.encode_marked(tail) if answer else []
+    tail = render(_SAMPLE, False).rpartition(_SAMPLE[-1]["content"])[2]
+    ids = codec.encode_marked(tail)
     special = set(codec.special.values())
     return next((id_ for id_ in ids if id_ in special), None)
 
@@ -330,7 +351,7 @@ def _broken_up(text: str, special: dict[str, int]) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_object(path) if path.is_file() else {}
 
 
 def _known(id_: int) -> int | None:

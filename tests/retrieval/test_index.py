@@ -89,8 +89,48 @@ def test_damaged_weights_and_missing_parts_are_refused(tiny_embedder_folder, tmp
     with pytest.raises(InputError, match=r"embedder broken gave 5 of 5 texts a vector with NaN"):
         Embedder(damaged, "broken", "sha256:2").embed_texts(TEXTS, 2)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"index\.embedder none cannot be read"):
+    with pytest.raises(InputError, match=r"index\.embedder none has no tokenizer"):
         _ = Embedder(tmp_path / "empty", "none", "sha256:3").identity
+
+
+def _truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def _alter(folder, name, **settings):
+    file = folder / name
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def _forget_the_tokenizer(folder):
+    (folder / "tokenizer.json").unlink()
+    _alter(folder, "tokenizer_config.json", tokenizer_class="BertTokenizer")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_forget_the_tokenizer, r"has no tokenizer; put its tokenizer\.json"),
+        (_truncate, "cannot be read"),
+        (lambda folder: shutil.rmtree(folder / "1_Pooling"), "cannot be read"),
+        (lambda folder: _alter(folder, "config.json", hidden_size=64), "cannot be read"),
+        (
+            lambda folder: _alter(folder, "1_Pooling/config.json", embedding_dimension=64),
+            "of 32 instead of 64",
+        ),
+        (lambda folder: _alter(folder, "tokenizer_config.json", pad_token=None), "padding token"),
+    ],
+    ids=["no tokenizer", "truncated", "no pooling", "hidden size", "pooling size", "no padding, as in Llama"],
+)
+def test_a_damaged_embedder_is_named_before_anything_is_embedded(
+    tiny_embedder_folder, tmp_path, damage, message
+):
+    folder = tmp_path / "damaged"
+    shutil.copytree(tiny_embedder_folder, folder)
+    damage(folder)
+    with pytest.raises(InputError, match=rf"index\.embedder broken .*{message}"):
+        Embedder(folder, "broken", "sha256:2").offsets("the option")
 
 
 def test_embedded_text_has_the_end_of_the_heading_path_that_fits(tiny_embedder):

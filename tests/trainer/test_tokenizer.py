@@ -221,6 +221,49 @@ def test_missing_damaged_or_endless_tokenizers_are_refused(tmp_path):
         load_tokenizer(endless)
 
 
+def test_template_that_leaves_out_a_system_message_gets_it_with_the_question(tmp_path):
+    template = CHATML.replace("in messages", "in messages if message['role'] != 'system'")
+    ours = load_tokenizer(write_fast(tmp_path / "model", chat_template=template))
+    ids, length = ours.render(MESSAGES)
+    assert "Be short.\n\nWhat is" in ours.decode(ids[:length])
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("", "leaves out what the messages say"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves out what the messages say"),
+        ("{% if not add_generation_prompt %}" + CHATML + "{% endif %}", "leaves out what the messages say"),
+        ("{{ 1 / 0 }}", "refuses the messages; .*division by zero"),
+        ("{% for i in range(10000000) %}{% endfor %}", "refuses the messages; .*[Rr]ange"),
+        ("{{ messages[0]['content'] + 1 }}", "refuses the messages"),
+        ("{% for", "refuses the messages"),
+    ],
+)
+def test_templates_that_fail_or_say_nothing_are_refused_at_once(chat, template, message):
+    (chat / "chat_template.jinja").write_text(template)
+    with pytest.raises(InputError, match=f"chat template of chat {message}"):
+        load_tokenizer(chat)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "is not JSON"),
+        (b"[1]", "is not a JSON object"),
+        (b"\xff", "is not UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"eos_token_id": ["</s>"]}', "eos_token_id must be"),
+        (b'{"eos_token_id": true}', "eos_token_id must be"),
+    ],
+)
+def test_damaged_configurations_are_named(chat, name, content, message):
+    (chat / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"chat/{name}.* \(?{message}"):
+        load_tokenizer(chat)
+
+
 def test_files_that_decide_the_ids(chat):
     names = [file.name for file in tokenizer_files(chat)]
     assert names == ["chat_template.jinja", "tokenizer.json", "tokenizer_config.json"]
