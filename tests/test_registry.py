@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
+import resource
+import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +54,127 @@ def test_nothing_registered_needs_no_database(tmp_path: Path, monkeypatch: pytes
     assert registry.versions("documents") == []
     assert registry.find_version("documents", "sha256:x") is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_processes_open_a_fresh_home_at_once_over_what_a_killed_one_left(tmp_path: Path) -> None:
+    folder = tmp_path / "mlflow"
+    folder.mkdir()
+    for name in (".mlflow.db.tmp-1", ".mlflow.db.tmp-1-journal"):
+        (folder / name).write_text("half a database")
+    code = f"""
+import sys
+from pathlib import Path
+import mlflow
+from jora_tasks.registry import Registry
+print(flush=True)
+sys.stdin.readline()
+home = Path({str(tmp_path)!r})
+Registry(home).register(home / "adapter", "documents", metrics={{}}, tags={{}}, params={{}})
+"""
+    (tmp_path / "adapter").mkdir()
+    children = [
+        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
+    for child in children:  # both wait behind their imports, then start together
+        assert child.stdout is not None and child.stdout.readline()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+    for child in children:
+        child.communicate(timeout=60)
+        assert child.returncode == 0
+    assert [each.version for each in Registry(tmp_path).versions("documents")] == [1, 2]
+    assert sorted(file.name for file in folder.iterdir()) == ["artifacts", "mlflow.db"]
+
+
+def test_versions_may_be_kept_apart_from_runs(
+    store: ArtifactStore, tmp_path: Path, empty_registry: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database = store.home / "mlflow" / "mlflow.db"
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{database}")
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{shutil.copy(empty_registry, tmp_path / 'runs.db')}")
+        register(Registry(store.home), make_adapter(store, 1))
+    assert list((tmp_path / "artifacts").rglob("adapter_config.json"))
+    assert [each.version for each in Registry(store.home).versions("documents")] == [1]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    assert Registry(store.home).versions("documents") == []
+
+
+def test_a_full_disk_leaves_no_half_database(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"make room for the database, .*sqlite3\.OperationalError"):
+            Registry(tmp_path)._ensure_model("documents")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not any((tmp_path / "mlflow").iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "no database"])
+def test_a_file_that_is_no_database(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    database = tmp_path / "mlflow.db"
+    database.write_text(content)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    if content:
+        with pytest.raises(InputError, match=f"^No registry answers at sqlite:///{database}; .*MLFLOW_TRACK"):
+            Registry(tmp_path).versions("documents")
+    else:
+        assert Registry(tmp_path).versions("documents") == []
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["foo", "ftp://x", "http://", "sqlite://", "sqlite:///", "sqlite:///{}/nope/x.db", "ftp://u:secret@x"],
+)
+@pytest.mark.parametrize("variable", ["MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"])
+def test_what_is_no_address_is_refused(
+    variable: str, address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, address.format(tmp_path))
+    with pytest.raises(InputError, match=f"^{variable} .* is no registry; ") as refused:
+        Registry(tmp_path)
+    assert "secret" not in str(refused.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def no_mlflow() -> Iterator[str]:
+    """The address of a server that knows nothing of MLflow."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", ["nobody", "another", "malformed"])
+def test_where_no_registry_answers_it_is_said_soon(
+    kind: str, no_mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = {"nobody": "http://u:secret@127.0.0.1:9", "another": no_mlflow, "malformed": "http://[bad"}[
+        kind
+    ]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    before = dict(os.environ)
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"^No registry answers at http://.*MLFLOW_TRACKING_URI") as refused:
+        Registry(tmp_path).get_champion("documents")
+    assert time.monotonic() - started < 20
+    assert "secret" not in str(refused.value)
+    assert before.items() <= os.environ.items()
+    assert not any(name.startswith("MLFLOW_HTTP") for name in os.environ)
+    assert not any(tmp_path.iterdir())
 
 
 def test_import_is_light() -> None:
