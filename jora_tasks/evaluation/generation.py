@@ -11,6 +11,7 @@ import numpy as np
 from jora_tasks.errors import InputError
 
 if TYPE_CHECKING:
+    from jora_tasks.trainer.config import DecoderConfig
     from jora_tasks.trainer.model import LanguageModel
 
 BUCKET = 64
@@ -46,7 +47,8 @@ def generate(
       The new tokens of each prompt, in the prompts' order, without the end token.
 
     Raises:
-      InputError: for an empty prompt, or a token that the model does not have.
+      InputError: for an empty prompt, a token that the model does not have, or a prompt and answer
+        longer than the model reads.
     """
     for number, prompt in enumerate(prompts):
         if not prompt:
@@ -56,6 +58,7 @@ def generate(
                 f"prompt {number} has a token outside the model's vocabulary of {model.config.vocab_size}; "
                 "use the tokenizer of the base model."
             )
+    check_lengths(prompts, max_new_tokens, model.config)
     from jora_tasks.trainer.mesh import batch_multiple
 
     rows = -(-min(batch_size, len(prompts)) // batch_multiple(model.mesh)) * batch_multiple(model.mesh)
@@ -71,6 +74,20 @@ def generate(
         if on_progress is not None:
             on_progress(min(start + rows, len(order)), len(order))
     return answers
+
+
+def check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, config: DecoderConfig) -> None:
+    """See that the model has a position for each token of every prompt and its longest answer.
+
+    Raises:
+      InputError: naming ``evaluation.max_new_tokens``, if it has not.
+    """
+    longest = max(map(len, prompts), default=0)
+    if longest + max_new_tokens > config.max_positions:
+        raise InputError(
+            f"evaluation.max_new_tokens {max_new_tokens} after a prompt of {longest} tokens is more than the "
+            f"{config.max_positions} that the model reads; lower it, or prompts.token_budget."
+        )
 
 
 def _pad(prompts: Sequence[Sequence[int]], rows: int, pad_id: int) -> tuple[np.ndarray, np.ndarray]:

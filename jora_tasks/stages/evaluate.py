@@ -18,6 +18,7 @@ from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_
 from jora_tasks.errors import InputError
 from jora_tasks.evaluation.answerer import Answerer
 from jora_tasks.evaluation.gate import judge
+from jora_tasks.evaluation.generation import check_lengths
 from jora_tasks.evaluation.summary import (
     ADAPTER,
     BASE,
@@ -34,6 +35,7 @@ from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
+from jora_tasks.trainer.config import read_config
 
 VERSION = 1
 PREDICTIONS_VERSION = 1
@@ -72,15 +74,21 @@ def evaluate_adapter(
       report.html.
 
     Raises:
-      InputError: without a test question, or if the adapter was made for another base model.
+      InputError: without a test question, if no registry answers, if the adapter was made for another
+        base model, or if that has too few positions for the prompts and answers.
     """
+    registry = Registry(store.home)
+    rival = registry.rival(spec.name, adapter.digest)
     contexts = _contexts_of(prompts, store)
     asked = _test_questions(prompts, contexts, spec.evaluation.max_questions)
     base_folder = base_model_folder(spec.model.base, store.home)
     base = model_source(base_folder, spec.model.base)
     _check_base(adapter, base)
-    registry = Registry(store.home)
-    rival = registry.rival(spec.name, adapter.digest)
+    check_lengths(
+        [prompt for each in asked for prompt in each.prompts.values()],
+        spec.evaluation.max_new_tokens,
+        read_config(base_folder),
+    )
     obstacle = _obstacle(rival, base)
 
     arms = [

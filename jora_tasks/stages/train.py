@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input
+from jora_tasks.errors import InputError
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec
@@ -28,8 +29,10 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
       ``metrics.jsonl``; counts of steps, epochs, examples and tokens, final loss and speed.
 
     Raises:
-      InputError: if the base model or the training prompts cannot be used.
+      InputError: without a question to train on, or if the base model or the training prompts cannot
+        be used.
     """
+    _check_split(prompts)
     base = base_model_folder(spec.model.base, store.home)
     source = model_source(base, spec.model.base)
     lora = {**spec.lora.model_dump(mode="json"), "target_modules": list(spec.lora.targets)}
@@ -77,3 +80,16 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     )
     shutil.rmtree(work, ignore_errors=True)
     return artifact
+
+
+def _check_split(prompts: Artifact) -> None:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(
+        prompts.file("prompts.parquet"), columns=["split"], filters=[("split", "=", "train")]
+    )
+    if table.num_rows == 0:
+        raise InputError(
+            "There is no question to train on; give questions.path some questions with `split`: train, "
+            "or lower questions.dev_fraction and questions.test_fraction."
+        )

@@ -73,10 +73,11 @@ def train_lora(
       ``output``.
 
     Raises:
-      InputError: for an output folder in use, a batch that does not split over the mesh, an
-        example that the model cannot read, or a work folder of another run.
+      InputError: for an argument of another type, an output folder in use, a batch that does not split
+        over the mesh, an example that the model cannot read, or a work folder of another run.
       FloatingPointError: if a loss or gradient is not finite; names the update and its examples.
     """
+    _check_arguments(model, dataset, lora, training, output, on_step, work)
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
@@ -111,6 +112,35 @@ def train_lora(
     if work is None:
         shutil.rmtree(folder)
     return output
+
+
+def _check_arguments(
+    model: object,
+    dataset: object,
+    lora: object,
+    training: object,
+    output: object,
+    on_step: object,
+    work: object,
+) -> None:
+    """Types, which no annotation enforces, and places that nothing can be written to."""
+    expected: dict[str, tuple[object, tuple[type, ...], str]] = {
+        "model": (model, (str, Path, LanguageModel), "the path of a model's folder or what load_model made"),
+        "dataset": (dataset, (Dataset,), "what load_dataset or Dataset.from_prompts made"),
+        "lora": (lora, (LoraConfig,), "a LoraConfig"),
+        "training": (training, (TrainConfig,), "a TrainConfig"),
+        "output": (output, (str, Path), "the path of a folder"),
+        "work": (work, (str, Path, type(None)), "the path of a folder, or None"),
+    }
+    for name, (value, types, wanted) in expected.items():
+        if not isinstance(value, types):
+            raise InputError(f"{name} is of type {type(value).__name__}; give {wanted}.")
+    if on_step is not None and not callable(on_step):
+        raise InputError(f"on_step is of type {type(on_step).__name__}; give a function, or None.")
+    for name, place in (("output", output), ("work", work)):
+        file = next((each for each in Path(str(place or ".")).absolute().parents if each.is_file()), None)
+        if file is not None:
+            raise InputError(f"{name} {place} is below the file {file}; give a folder that can be made.")
 
 
 def _mesh(config: MeshConfig) -> Mesh | None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.generation import generate
+from jora_tasks.evaluation.generation import check_lengths, generate
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.load import load_model
 
@@ -117,6 +117,13 @@ def test_reports_progress_and_takes_no_prompts(model, prompts):
 def test_bad_prompts_are_named(model, bad, words):
     with pytest.raises(InputError, match=words):
         answer(model, [[1], bad])
+
+
+def test_no_answer_goes_beyond_the_positions_of_the_model(model):
+    assert model.config.max_positions == 2048
+    with pytest.raises(InputError, match=r"evaluation\.max_new_tokens 48 after a prompt of 2001 tokens"):
+        answer(model, [[1], [2] * 2001], max_new_tokens=48)
+    check_lengths([[2] * 2000], 48, model.config)
 
 
 def test_smollm2_says_what_transformers_says(smollm2_folder):

@@ -390,3 +390,28 @@ def test_adapter_of_another_base(store: ArtifactStore, base_folder: Path) -> Non
     with pytest.raises(InputError, match="trained over other-base"):
         evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress())
     assert not (store.home / "artifacts" / "predictions").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "address", "words"),
+    [
+        (250, "", r"evaluation\.max_new_tokens 250 after a prompt of \d+ tokens .* 256 that the model reads"),
+        (4, "http://127.0.0.1:9", r"No registry answers at http://127\.0\.0\.1:9; .* MLFLOW_TRACKING_URI"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_the_first_answer(
+    tokens: int,
+    address: str,
+    words: str,
+    store: ArtifactStore,
+    base_folder: Path,
+    generated: list[bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    prompts = make_prompts(store)
+    adapter = make_adapter(store, base_folder, prompts, seed=1)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    with pytest.raises(InputError, match=words):
+        evaluate_adapter(make_spec(base_folder, max_new_tokens=tokens), adapter, prompts, store, Progress())
+    assert generated == []
+    assert not (store.home / "artifacts" / "predictions").exists()

@@ -141,7 +141,31 @@ def test_an_interrupted_stage_goes_on_from_its_checkpoint(base, store):
     assert artifact.counts["steps"] == 6
 
 
+def test_a_damaged_checkpoint_changes_nothing_but_where_the_stage_goes_on(base, store, tmp_path):
+    prompts, spec = _prompts(store), _spec(base)
+    whole = train_adapter(spec, prompts, ArtifactStore(tmp_path / "whole"), Progress())
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(spec, prompts, store, Progress(Interrupt(5)))
+    for file in (store.home / "work" / "adapter" / whole.key / "checkpoints" / "4").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+    steps = []
+    artifact = train_adapter(spec, prompts, store, Progress(lambda event: steps.append(event.done)))
+    assert steps == [3, 4, 5, 6]
+    weights = "adapter_model.safetensors"
+    assert artifact.manifest["files"][weights] == whole.manifest["files"][weights]
+    assert [_figures(line) for line in _metrics(artifact)] == [_figures(line) for line in _metrics(whole)]
+
+
+def _metrics(artifact):
+    return [json.loads(line) for line in artifact.file("metrics.jsonl").read_text().splitlines()]
+
+
+def _figures(line):
+    return [line[name] for name in ("step", "epoch", "loss", "learning_rate", "grad_norm")]
+
+
 def test_prompts_without_training_examples_are_refused(base, store):
-    with pytest.raises(InputError, match="no example of split 'train'"):
+    with pytest.raises(InputError, match=r"no question to train on; .* questions\.path .* `split`: train"):
         train_adapter(_spec(base), _prompts(store, split="dev"), store, Progress())
     assert not list((store.home / "artifacts").glob("adapter/[!.]*"))

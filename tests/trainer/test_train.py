@@ -118,6 +118,28 @@ def test_an_output_in_use_is_refused(kind, folder, tmp_path):
         train_lora(folder, _dataset(), LORA, output=output)
 
 
+@pytest.mark.parametrize(
+    ("argument", "value", "words"),
+    [
+        ("model", None, "model is of type NoneType; give the path of a model's folder"),
+        ("dataset", [{"question": "?"}], "dataset is of type list; give what load_dataset"),
+        ("lora", {"r": 4}, "lora is of type dict; give a LoraConfig"),
+        ("training", {"epochs": 1}, "training is of type dict; give a TrainConfig"),
+        ("output", None, "output is of type NoneType; give the path of a folder"),
+        ("output", "file/deep/out", "output .*out is below the file .*file; give a folder"),
+        ("work", "file/work", "work .*work is below the file .*file; give a folder"),
+        ("on_step", "print", "on_step is of type str; give a function"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(argument, value, words, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    arguments = {"model": folder, "dataset": _dataset(), "output": "out", argument: value}
+    with pytest.raises(InputError, match=words):
+        train_lora(**arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_batch_that_does_not_split_over_the_mesh_is_refused(folder, tmp_path):
     training = TrainConfig(batch_size=3, mesh=MeshConfig(data=2))
     with pytest.raises(InputError, match=r"training\.batch_size 3 does not split over data x fsdp = 2"):
