@@ -17,6 +17,7 @@ from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec
     params=spec_params(ADAPTER_TRAINING_SECTIONS, base_spec()),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["jora"],
+    description=__doc__,
     doc_md=__doc__,
 )
 def adapter_training():

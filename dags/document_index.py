@@ -17,6 +17,7 @@ from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_p
     params=spec_params(DOCUMENT_INDEX_SECTIONS, base_spec()),
     default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
     tags=["jora"],
+    description=__doc__,
     doc_md=__doc__,
 )
 def document_index():

@@ -6,11 +6,13 @@ Human text and progress bars on a terminal, one JSON object with ``--json``. Exi
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -22,6 +24,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.progress import FileSink, LineSink, Progress, RichSink, Sink
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
+from jora_tasks.summary import print_places, print_summary, summarise
 
 app = typer.Typer(
     help="Keep a LoRA adapter tuned to answer from documents that change.",
@@ -41,16 +44,21 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def _events(as_json: bool) -> Sink:
+@contextlib.contextmanager
+def _events(as_json: bool) -> Iterator[Sink]:
     """Bars on a terminal, lines anywhere else."""
-    return RichSink() if sys.stderr.isatty() and not as_json else LineSink()
+    if sys.stderr.isatty() and not as_json:
+        with RichSink() as bars:
+            yield bars
+    else:
+        yield LineSink()
 
 
-def _progress(as_json: bool) -> Progress:
-    sinks = [_events(as_json)]
-    if os.environ.get("JORA_PROGRESS"):
-        sinks.append(FileSink(os.environ["JORA_PROGRESS"]))
-    return Progress(*sinks)
+@contextlib.contextmanager
+def _progress(as_json: bool) -> Iterator[Progress]:
+    with _events(as_json) as sink:
+        file = os.environ.get("JORA_PROGRESS")
+        yield Progress(sink, FileSink(file)) if file else Progress(sink)
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -61,13 +69,23 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if "kind" in result:
         console.print(f"[bold]{result['kind']}[/] {result['key']} {state} in {result['seconds']:.1f} s")
         for name, value in result["counts"].items():
-            _plain(f"  {name.replace('_', ' ')}: {value}")
+            _plain(f"  {name.replace('_', ' ')}: {_words(value)}")
         _plain(f"  {result['path']}")
     else:
         console.print(
             f"[bold]{result['name']}[/] version {result['version']}, {result['alias']}, "
             f"{state} in {result['seconds']:.1f} s"
         )
+
+
+def _words(value: Any) -> str:
+    """A count of a manifest for people: {"train": 1.5} → ``train 1.5``."""
+    if isinstance(value, dict):
+        return ", ".join(
+            f"{key} ({_words(each)})" if isinstance(each, dict) else f"{key} {_words(each)}"
+            for key, each in value.items()
+        )
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _plain(text: str) -> None:
@@ -83,7 +101,9 @@ def _stage_command(name: str) -> None:
     ) -> None:
         settings = load_spec(spec, tuple(set_ or ()))
         given = {kind: key for kind, key in keys.items() if key}
-        _show(run_stage(name, settings, ArtifactStore(), _progress(as_json), given), as_json)
+        with _progress(as_json) as progress:
+            result = run_stage(name, settings, ArtifactStore(), progress, given)
+        _show(result, as_json)
 
     made = (
         f"{'an' if (stage.kind or name)[0] in 'aeiou' else 'a'} {stage.kind} artifact" if stage.kind else None
@@ -124,12 +144,15 @@ for _name in STAGES:
 def run(spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
     """Run all stages in this process, without Airflow."""
     settings = load_spec(spec, tuple(set_ or ()))
-    results = run_all(settings, ArtifactStore(), _progress(as_json))
+    store = ArtifactStore()
+    with _progress(as_json) as progress:
+        results = run_all(settings, store, progress)
     if as_json:
         print(json.dumps({"stages": results}), flush=True)
         return
-    for result in results:
-        _show(result, as_json=False)
+    summary = summarise(store, settings.name, results[-1])
+    print_summary(summary, console)
+    print_places({"adapter": summary["adapter"], "report": summary["report"]}, console)
 
 
 @app.command()
@@ -169,7 +192,7 @@ def demo(port: PortOption = None, as_json: JsonOption = False) -> None:
     except DemoError as error:
         _fail(error)
     except KeyboardInterrupt:
-        print("jora: stopped; run it again to go on from the finished stages.", file=sys.stderr)
+        print("jora: stopped; run it again to go on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(summary), flush=True)

@@ -147,10 +147,19 @@ def render(tree: Node, documents: int = 10) -> Tree:
 
 def _facts(node: Node) -> Iterator[str]:
     yield f"made {node['created']} by code {node['code_version']} in {node['seconds']:g} s"
-    for name, seed in node["seeds"].items():
-        yield f"{name} {seed}"
+    yield from (f"{name} {value}" for name, value in _short(node["settings"]))
     if node["airflow_run"]:
         yield f"Airflow run {node['airflow_run']}"
+
+
+def _short(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Settings with their dotted names; a long text is cut."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _short(value, f"{prefix}{key}.")
+        else:
+            text = str(value)
+            yield f"{prefix}{key}", text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def datasets(store: ArtifactStore, artifact: Artifact) -> tuple[list[InputDataset], list[OutputDataset]]:

@@ -123,7 +123,7 @@ class FileSink:
 
 
 class RichSink:
-    """Shows each stage as a progress bar on a terminal, with its figures and the time left."""
+    """Shows each stage as a progress bar on a terminal, with its figures; use it in a ``with``."""
 
     def __init__(self, console: Console | None = None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -150,7 +150,7 @@ class RichSink:
 
     def __call__(self, event: Event) -> None:
         if event.stage not in self._tasks:
-            self._bars.start()
+            self._bars.start()  # once; more starts change nothing
             self._tasks[event.stage] = self._bars.add_task(event.stage, total=None, figures="")
         task = self._tasks[event.stage]
         words = describe(event).partition(", ")[2] if event.state == RUNNING else describe(event)
@@ -161,5 +161,10 @@ class RichSink:
             total = next(each.total for each in self._bars.tasks if each.id == task) or 1
             self._bars.update(task, total=total, completed=total if event.state != FAILED else None)
             self._bars.stop_task(task)
-        if all(task.stop_time is not None for task in self._bars.tasks):
-            self._bars.stop()
+
+    def __enter__(self) -> RichSink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the bars as they are; what is printed next comes below them."""
+        self._bars.stop()

@@ -38,10 +38,13 @@ def test_the_file_has_a_json_line_for_each_event(tmp_path: Path) -> None:
 
 def test_a_terminal_shows_a_bar_for_each_stage() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120)
-    progress = Progress(RichSink(console))
-    progress("corpus", done=1, total=2, unit="documents")
-    progress("corpus", state=BUILT, seconds=0.1)
-    progress("index", state=REUSED)
+    with RichSink(console) as sink:
+        progress = Progress(sink)
+        progress("corpus", done=1, total=2, unit="documents")
+        progress("corpus", state=BUILT, seconds=0.1)
+        progress("index", state=REUSED)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "corpus" in shown
-    assert "up to date" in shown
+    last = shown.rpartition("\x1b[2K")[2]
+    assert "corpus" in last
+    assert "2/2" in last
+    assert "up to date" in last

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from jora_tasks.airflow.runs import progress_file, run_folder
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.follow import follow_run
-from jora_tasks.demo.summary import print_places, print_summary, summarise, write_summary
 from jora_tasks.models import base_model_folder, embedder_folder
-from jora_tasks.progress import Event, Sink
+from jora_tasks.progress import BUILT, REUSED, Event, Sink
 from jora_tasks.spec import RunSpec, dump_spec
+from jora_tasks.summary import print_places, print_summary, summarise, write_summary
 
 INDEX_DAG, TRAINING_DAG = local.DAG_IDS
 TRIGGER_SECONDS = 120.0
+
+NewSink = Callable[[], AbstractContextManager[Sink]]
 
 
 class DemoError(RuntimeError):
@@ -38,9 +41,7 @@ def spec_file(home: Path) -> Path:
     return demo_folder(home) / "spec.yaml"
 
 
-def run_demo(
-    home: Path, console: Console, new_sink: Callable[[], Sink], port: int | None = None
-) -> dict[str, Any]:
+def run_demo(home: Path, console: Console, new_sink: NewSink, port: int | None = None) -> dict[str, Any]:
     """Run the demo and return its summary, also kept in ``demo-summary.json`` of the home.
 
     Airflow is stopped at the end, however it comes, unless it ran before.
@@ -64,17 +65,32 @@ def run_demo(
             try:
                 dag_runs, events = _run_dags(client, home, console, new_sink)
             except BaseException:
+                console.print("[dim]Stopping the runs ...[/]")
                 _cancel(client)
                 raise
     finally:
         if not ran_before:
+            console.print("[dim]Stopping Airflow ...[/]")
             local.stop(home)
             console.print("[dim]Airflow stopped[/]")
-    summary = summarise(ArtifactStore(home), spec.name, dag_runs, events)
+    summary = _summary(ArtifactStore(home), spec.name, dag_runs, events)
     write_summary(summary, home / "demo-summary.json")
     print_summary(summary, console)
     print_places(_places(home, summary), console)
     return summary
+
+
+def _summary(
+    store: ArtifactStore, name: str, dag_runs: Mapping[str, str], events: Sequence[Event]
+) -> dict[str, Any]:
+    """What the runs came to, with the last outcome of each stage and the seconds it took."""
+    ended = {event.stage: event for event in events if event.state in (BUILT, REUSED)}
+    return {
+        "dag_runs": dict(dag_runs),
+        **summarise(store, name, ended["register"].fields),
+        "seconds": {stage: event.fields["seconds"] for stage, event in ended.items()},
+        "reused": sorted(stage for stage, event in ended.items() if event.state == REUSED),
+    }
 
 
 def _prepare(home: Path, console: Console) -> RunSpec:
@@ -83,16 +99,15 @@ def _prepare(home: Path, console: Console) -> RunSpec:
     counts = write_demo(folder)
     spec = demo_spec(folder)
     spec_file(home).write_text(dump_spec(spec))
-    console.print(
-        "Documents and questions written: " + ", ".join(f"{n} {name}" for name, n in counts.items())
-    )
+    written = ", ".join(f"{number} {name}" for name, number in counts.items())
+    console.print(f"Documents and questions written: {written}", soft_wrap=True)
     base_model_folder(spec.model.base, home)
     embedder_folder(spec.index.embedder, home)
     return spec
 
 
 def _run_dags(
-    client: AirflowClient, home: Path, console: Console, new_sink: Callable[[], Sink]
+    client: AirflowClient, home: Path, console: Console, new_sink: NewSink
 ) -> tuple[dict[str, str], list[Event]]:
     _cancel(client)  # what a killed demo left
     index_run = client.trigger(INDEX_DAG)["dag_run_id"]
@@ -107,13 +122,14 @@ def _follow(
     client: AirflowClient,
     home: Path,
     console: Console,
-    new_sink: Callable[[], Sink],
+    new_sink: NewSink,
     dag_id: str,
     run_id: str,
 ) -> tuple[str, list[Event]]:
     console.print(f"[bold]{dag_id}[/] {run_id}", highlight=False)
     file = progress_file(run_folder(home, dag_id, run_id))
-    state, events = follow_run(lambda: client.dag_run(dag_id, run_id)["state"], file, new_sink())
+    with new_sink() as sink:
+        state, events = follow_run(lambda: client.dag_run(dag_id, run_id)["state"], file, sink)
     if state != "success":
         raise DemoError(_why(client, dag_id, run_id))
     return state, events

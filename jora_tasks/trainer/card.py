@@ -63,9 +63,11 @@ tags:
 | Final training loss | {summary["final_loss"]:.4f} |
 
 ```python
-from peft import AutoPeftModelForCausalLM
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
-model = AutoPeftModelForCausalLM.from_pretrained("<this folder>")
+base = AutoModelForCausalLM.from_pretrained("<folder or hub id of {base_name}>")
+model = PeftModel.from_pretrained(base, "<this folder>")
 ```
 
 `metrics.jsonl` has one line for each update.

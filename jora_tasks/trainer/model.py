@@ -310,6 +310,8 @@ class LanguageModel:
     def logits(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S V"]:
         """f32 logits of the next token at every position of every row, with the adapter if there is one."""
         rows = np.asarray(tokens, np.int32)
+        if rows.ndim != 2:
+            raise ValueError(f"tokens must be [B, S], rows of token ids, not of shape {list(rows.shape)}")
         spare = -len(rows) % batch_multiple(self.mesh)
         padded = np.pad(rows, ((0, spare), (0, 0)))
         out = _logits(self.config, self.lora_config, self.base, self.lora, padded, self.mesh)

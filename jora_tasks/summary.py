@@ -1,4 +1,4 @@
-"""What a finished demo shows: a table for people and a JSON file for programs."""
+"""What a run came to: a table for people and JSON for programs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.progress import BUILT, REUSED, Event
 
 ARMS = {
     "base_closed_book": "base model, no documents",
@@ -21,31 +20,25 @@ ARMS = {
 }
 
 
-def summarise(
-    store: ArtifactStore, name: str, dag_runs: Mapping[str, str], events: Sequence[Event]
-) -> dict[str, Any]:
-    """The demo's outcome as JSON, from the artifacts that its runs made or found.
+def summarise(store: ArtifactStore, name: str, registered: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run came to, as JSON, from the artifacts that it made or found.
 
     Args:
       store: the home's artifacts.
       name: the spec's name.
-      dag_runs: dag id -> final state.
-      events: all events of the runs; the last of each stage tells its time and outcome.
+      registered: name, version and alias of the registered adapter.
     """
-    ended = {event.stage: event for event in events if event.state in (BUILT, REUSED)}
-    report = json.loads(store.latest(name, "evaluation").file("report.json").read_text())
-    registered = ended["register"].fields
+    evaluation = store.latest(name, "evaluation")
+    report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
     return {
-        "dag_runs": dict(dag_runs),
         "questions": store.latest(name, "contexts").counts["questions"],
         "evaluation": {arm: {**_scores(scores), "n": scores["n"]} for arm, scores in report["arms"].items()},
         "difference": _scores(report["difference"]),
-        "retrieval": {"recall_at_k": report["retrieval"]["recall_at_k"]},
+        "checks": report["verdict"]["checks"],
+        "retrieval": {"recall_at_k": report["retrieval"]["recall_at_k"] or {}},
         "adapter": str(store.latest(name, "adapter").path),
-        "report": str(store.latest(name, "evaluation").file("report.html")),
+        "report": str(evaluation.file("report.html")),
         "registered": {key: registered[key] for key in ("name", "version", "alias")},
-        "seconds": {stage: event.fields["seconds"] for stage, event in ended.items()},
-        "reused": sorted(stage for stage, event in ended.items() if event.state == REUSED),
     }
 
 
@@ -67,10 +60,10 @@ def write_summary(summary: Mapping[str, Any], file: Path) -> None:
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:
-    """Show the table of arms, the paired difference, recall and where things are."""
+    """Show the table of arms, the paired difference, recall and what became of the adapter."""
     test = summary["questions"]["test"]
-    table = Table(title=f"{test} held-out questions, on facts never trained on", title_justify="left")
-    table.add_column("")
+    table = Table(title=f"{test} held-out questions", title_justify="left")
+    table.add_column("", no_wrap=True)
     table.add_column("exact match", justify="right")
     table.add_column("token F1", justify="right")
     for arm, scores in summary["evaluation"].items():
@@ -88,10 +81,15 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     )
     recall = ", ".join(f"@{k} {value:.3f}" for k, value in summary["retrieval"]["recall_at_k"].items())
     registered = summary["registered"]
-    console.print(f"retrieval recall {recall}")
+    console.print(f"retrieval recall {recall or 'not known: no question has evidence'}")
     console.print(
         f"{registered['alias']}: [bold]{registered['name']}[/] version [bold]{registered['version']}[/]"
     )
+    for check in summary["checks"]:
+        if not check["passed"]:
+            console.print(
+                f"  no champion by {check['name']}: expected {check['expected']}, got {check['actual']}"
+            )
 
 
 def print_places(places: Mapping[str, str], console: Console) -> None:
