@@ -1,31 +1,24 @@
-"""The registry of adapters, kept by MLflow; the only module that knows it.
+"""The registry of adapters, kept by MLflow; only this module and `registry_client` know it.
 
 Each version is a PEFT folder with its report, logged to an MLflow run with metrics, settings and
 digests. Aliases say what a version is for: ``candidate`` is the newest, ``champion`` the one in use.
 Without ``$MLFLOW_TRACKING_URI`` all of it lies in ``$JORA_HOME/mlflow``: SQLite and a folder.
-
-The database is made under another name and renamed, by one process at a time: it is whole or absent,
-whoever is killed and whatever disk is full.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
-import re
-import textwrap
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import MANIFEST, digest_file, digest_json
 from jora_tasks.errors import InputError
+from jora_tasks.registry_client import SQLITE, check_address, contact, database_file, is_made, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,10 +39,6 @@ _CHAMPIONS = "jora.champions"
 _CHAMPIONS_KEPT = 100
 # MLflow's limits on the length of values.
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
-# Where the variables of the environment do not say otherwise, the first contact with a server waits so
-# many seconds, and tries again so often; MLflow's own values take minutes to find out that none is there.
-_FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -85,7 +74,7 @@ class Registry:
         self._lock = home / "locks" / "mlflow"
         self._server = os.environ.get("MLFLOW_TRACKING_URI", "")
         for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-            _check_address(variable, os.environ.get(variable, ""))
+            check_address(variable, os.environ.get(variable, ""))
         # Where versions are, if apart from runs; MLflow's setting too.
         self._models = os.environ.get("MLFLOW_REGISTRY_URI") or self.location
         self._opened: MlflowClient | None = None
@@ -93,7 +82,7 @@ class Registry:
     @property
     def location(self) -> str:
         """Where the registry is: MLflow's tracking URI."""
-        return self._server or f"{_SQLITE}{self._folder / 'mlflow.db'}"
+        return self._server or f"{SQLITE}{self._folder / 'mlflow.db'}"
 
     def register(
         self,
@@ -315,8 +304,8 @@ class Registry:
 
     def _empty(self) -> bool:
         """Whether nothing was ever registered here; spares MLflow's import and the making of a database."""
-        database = _database(self._models)
-        return database is not None and not _is_made(database)
+        database = database_file(self._models)
+        return database is not None and not is_made(database)
 
     def _client(self) -> MlflowClient:
         if self._opened is None:
@@ -326,31 +315,9 @@ class Registry:
             for logger in ("mlflow", "alembic"):
                 logging.getLogger(logger).setLevel(logging.WARNING)
             for address in dict.fromkeys((self.location, self._models)):
-                self._make_database(address)
-            self._opened = _contact(self.location, self._models, self._remedy)
+                make_database(address, self._lock, self._remedy)
+            self._opened = contact(self.location, self._models, self._remedy)
         return self._opened
-
-    def _make_database(self, address: str) -> None:
-        """Make the SQLite database of an address, unless it is there or is none."""
-        database = _database(address)
-        if database is None or _is_made(database):
-            return
-        self._lock.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if _is_made(database):
-                return
-            database.parent.mkdir(exist_ok=True)
-            unfinished = f".{database.name}.tmp-"
-            for left in database.parent.glob(f"{unfinished}*"):
-                left.unlink()
-            temporary = database.with_name(f"{unfinished}{uuid.uuid4().hex[:8]}")
-            try:
-                _contact(f"{_SQLITE}{temporary}", f"{_SQLITE}{temporary}", self._remedy)
-                temporary.rename(database)
-            finally:
-                for left in database.parent.glob(f"{temporary.name}*"):  # SQLite's journal too
-                    left.unlink()
 
     def _experiment(self, name: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -359,7 +326,7 @@ class Registry:
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             return experiment.experiment_id
-        database = _database(self.location)  # files lie beside it; MLflow would take the current folder
+        database = database_file(self.location)  # files lie beside it; MLflow would take the current folder
         artifacts = (database.resolve().parent / "artifacts").as_uri() if database else None
         try:
             return client.create_experiment(name, artifact_location=artifacts)
@@ -377,64 +344,6 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-
-
-def _database(address: str) -> Path | None:
-    """The file of a SQLite address, or None for a server."""
-    file = address.removeprefix(_SQLITE).partition("?")[0]
-    return Path(file) if address.startswith(_SQLITE) else None
-
-
-def _is_made(database: Path) -> bool:
-    return database.is_file() and database.stat().st_size > 0
-
-
-def _check_address(variable: str, address: str) -> None:
-    database = _database(address)
-    in_folder = database is not None and bool(database.name) and database.parent.is_dir()
-    if address and not in_folder and not re.match(r"https?://[^/\s]|databricks", address):
-        raise InputError(
-            f"{variable} {_without_password(address)!r} is no registry; give a server's http:// or https:// "
-            "address, databricks, or sqlite:/// and a file in a folder that exists, or unset it."
-        )
-
-
-def _contact(tracking: str, registry: str, remedy: str) -> MlflowClient:
-    """A client that has spoken to both addresses.
-
-    Raises:
-      InputError: with the remedy, if one does not answer as MLflow does.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        with _defaults(_FIRST_CONTACT):
-            client = MlflowClient(tracking_uri=tracking, registry_uri=registry)
-            client.search_experiments(max_results=1)
-            client.search_registered_models(max_results=1)
-    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        addresses = _without_password(" or ".join(dict.fromkeys((tracking, registry))))
-        reason = textwrap.shorten(_without_password(str(error)), 200, placeholder=" …")
-        raise InputError(f"No registry answers at {addresses}; {remedy} ({reason}).") from None
-    return client
-
-
-@contextlib.contextmanager
-def _defaults(values: Mapping[str, str]) -> Iterator[None]:
-    """Set variables of the environment that are not set, within the block."""
-    missing = {name: value for name, value in values.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:
-        for name in missing:
-            del os.environ[name]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def _adapter(version: Any) -> RegisteredAdapter:
