@@ -36,7 +36,10 @@ DEFAULT_CLOSED_BOOK_INSTRUCTION = "Answer the question. Reply with the answer al
 class Section(BaseModel):
     """A frozen group of settings that refuses fields it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    # Defaults are validated too: 32 and 32.0 would otherwise be two settings to an artifact's key.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 class DocumentsConfig(Section):

@@ -34,6 +34,14 @@ def test_yaml_gives_back_the_same_spec(tmp_path_factory: pytest.TempPathFactory,
     assert read.documents.path == str(file.parent / "documents")
 
 
+def test_the_defaults_are_what_a_file_of_them_says(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(dump_spec(RunSpec()))
+    for section in ("lora", "training", "prompts", "evaluation"):
+        written = getattr(RunSpec(), section).model_dump_json()
+        assert getattr(load_spec(file), section).model_dump_json() == written
+
+
 def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("documents: {path: handbook}\nquestions: {path: /data/q.jsonl}\n")
