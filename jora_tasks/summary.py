@@ -13,10 +13,10 @@ from rich.table import Table
 from jora_tasks.artifacts import ArtifactStore
 
 ARMS = {
-    "base_closed_book": "base model, no documents",
-    "base_with_contexts": "base model + retrieved contexts",
+    "base_closed_book": "base, no documents",
+    "base_with_contexts": "base + retrieved contexts",
     "adapter_with_contexts": "adapter + retrieved contexts",
-    "champion_with_contexts": "champion before + retrieved contexts",
+    "champion_with_contexts": "champion + retrieved contexts",
 }
 
 
@@ -64,8 +64,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     test = summary["questions"]["test"]
     table = Table(title=f"{test} held-out questions", title_justify="left")
     table.add_column("", no_wrap=True)
-    table.add_column("exact match", justify="right")
-    table.add_column("token F1", justify="right")
+    table.add_column("exact match", justify="right", no_wrap=True)
+    table.add_column("token F1", justify="right", no_wrap=True)
     for arm, scores in summary["evaluation"].items():
         table.add_row(
             ARMS.get(arm, arm),
