@@ -251,9 +251,7 @@ class ArtifactStore:
         """Record the artifact that a run of this name made or found last."""
         pointer = self.home / "latest" / name / artifact.kind
         pointer.parent.mkdir(parents=True, exist_ok=True)
-        temporary = pointer.with_name(f".{pointer.name}.{uuid.uuid4().hex[:8]}")
-        temporary.write_text(artifact.key)
-        temporary.replace(pointer)
+        write_text(pointer, artifact.key)
 
     def latest(self, name: str, kind: str) -> Artifact:
         """The artifact that runs of this name made or found last.
@@ -339,6 +337,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is there whole or as before, whoever is killed."""
+    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

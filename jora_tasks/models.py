@@ -53,10 +53,14 @@ def embedder_folder(name: str, home: Path) -> Path:
 
 def model_source(folder: Path, name: str) -> Source:
     """A model as an input of a stage: its name without a local path, and its files' digest."""
-    shown = folder.name if Path(name).exists() else name
     origin = folder / DEQUANTISED
     note = json.loads(origin.read_text())["weights"] if origin.is_file() else ""
-    return Source("model", shown, _remembered_digest(folder), note)
+    return Source("model", shown_name(folder, name), _remembered_digest(folder), note)
+
+
+def shown_name(folder: Path, name: str) -> str:
+    """What to call a model: the name it was asked by, without a local path."""
+    return folder.name if Path(name).exists() else name
 
 
 def _packaged_base(home: Path) -> Path:

@@ -215,6 +215,10 @@ class TrainConfig(Section):
     ] = 0
     mesh: MeshConfig = MeshConfig()
 
+    def making(self) -> dict[str, Any]:
+        """The settings that decide what is made, as JSON: without those of how it is carried out."""
+        return self.model_dump(mode="json", exclude={"checkpoint_every", "mesh"})
+
 
 class EvaluationConfig(Section):
     max_questions: Annotated[

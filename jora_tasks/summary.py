@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -50,13 +49,6 @@ def _scores(figures: Mapping[str, Any]) -> dict[str, Any]:
         "f1": figures["f1"],
         "f1_interval": figures["interval"]["f1"],
     }
-
-
-def write_summary(summary: Mapping[str, Any], file: Path) -> None:
-    """Write the summary whole or not at all."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(summary, indent=2) + "\n")
-    temporary.replace(file)
 
 
 def print_summary(summary: Mapping[str, Any], console: Console) -> None:

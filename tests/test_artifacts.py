@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.artifacts import STAGE_OF, Artifact, ArtifactStore, Source, write_text
 from jora_tasks.errors import InputError
+from jora_tasks.stages.pipeline import STAGES
 
 
 def build(store: ArtifactStore, text: str, setting: int = 1, made_from: str = "sha256:0") -> Artifact:
@@ -152,6 +153,19 @@ def test_a_damaged_pointer_is_mended_by_the_next_run(home: Path) -> None:
         store.latest("handbook", "corpus")
     store.set_latest("handbook", build(store, "a"))
     assert store.latest("handbook", "corpus").reused
+
+
+def test_every_kind_names_the_stage_that_makes_it() -> None:
+    assert {stage.kind: stage.name for stage in STAGES.values() if stage.kind} == STAGE_OF
+
+
+def test_a_file_is_written_whole_or_as_before(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    write_text(file, "before")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(file, "after \ud800")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert file.read_text() == "before"
 
 
 def test_a_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

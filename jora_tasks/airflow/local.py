@@ -36,6 +36,7 @@ from jora_tasks.airflow.environment import (
     events_file,
 )
 from jora_tasks.airflow.processes import end, is_same, members, signal_group
+from jora_tasks.artifacts import write_text
 from jora_tasks.errors import InputError
 from jora_tasks.spec import load_spec
 
@@ -199,9 +200,7 @@ def _launch(home: Path, spec: Path | None, folder: Path, port: int, report: Repo
         spec=None if spec is None else str(spec),
         dags_folder=str(folder),
     )
-    temporary = state_file(home).with_suffix(".new")
-    temporary.write_text(json.dumps(asdict(local), indent=2) + "\n")
-    temporary.replace(state_file(home))
+    write_text(state_file(home), json.dumps(asdict(local), indent=2) + "\n")
     return local
 
 

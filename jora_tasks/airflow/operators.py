@@ -20,9 +20,9 @@ from jora_tasks.airflow.assets import event_extra
 from jora_tasks.airflow.child import Child, Outcome
 from jora_tasks.airflow.params import base_spec, spec_from_params
 from jora_tasks.airflow.runs import progress_file, run_folder, spec_file
-from jora_tasks.artifacts import jora_home
+from jora_tasks.artifacts import jora_home, write_text
 from jora_tasks.errors import InputError
-from jora_tasks.spec import RunSpec, dump_spec
+from jora_tasks.spec import dump_spec
 
 BAD_INPUT = 2  # exit code of `jora` for what the user can mend
 COMMAND = (sys.executable, "-m", "jora_tasks.cli")
@@ -85,7 +85,7 @@ class StageOperator(BaseOperator):
         except InputError as error:
             raise AirflowFailException(str(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_spec(spec, spec_file(folder))
+        write_text(spec_file(folder), dump_spec(spec))
 
         outcome = self._run(self._arguments(folder, keys), self._environment(home, folder, run), folder)
         if outcome.code == BAD_INPUT:
@@ -142,11 +142,6 @@ class StageOperator(BaseOperator):
             "JORA_AIRFLOW_RUN": f"{run.dag_id}/{run.run_id}",
             "PYTHONUNBUFFERED": "1",
         }
-
-    def _write_spec(self, spec: RunSpec, file: Path) -> None:
-        temporary = file.with_name(f".{file.name}.{self.task_id}")
-        temporary.write_text(dump_spec(spec), encoding="utf-8")
-        temporary.replace(file)
 
 
 def _newest_event(context: Context, asset: Asset) -> dict[str, Any] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jora_tasks.artifacts import atomic_folder
+from jora_tasks.artifacts import atomic_folder, write_text
 from jora_tasks.demo.documents import airflow_sections, python_topics, section_document
 from jora_tasks.demo.questions import make_questions
 from jora_tasks.spec import (
@@ -40,10 +40,8 @@ def write_demo(folder: Path) -> dict[str, int]:
             (target / document.path).write_text(document.text, encoding="utf-8")
         for name, text in topics.items():
             (target / "python" / f"{name}.txt").write_text(text, encoding="utf-8")
-    temporary = folder / f".{QUESTIONS}"
     lines = [json.dumps(question, ensure_ascii=False) for question in questions]
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    temporary.replace(folder / QUESTIONS)
+    write_text(folder / QUESTIONS, "".join(f"{line}\n" for line in lines))
     splits = [question["split"] for question in questions]
     return {
         "documents": len(rendered) + len(topics),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -14,13 +15,13 @@ from rich.console import Console
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowClient
 from jora_tasks.airflow.runs import progress_file, run_folder
-from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.artifacts import ArtifactStore, write_text
 from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.follow import follow_run
 from jora_tasks.models import base_model_folder, embedder_folder
 from jora_tasks.progress import BUILT, REUSED, Event, Sink
 from jora_tasks.spec import RunSpec, dump_spec
-from jora_tasks.summary import print_places, print_summary, summarise, write_summary
+from jora_tasks.summary import print_places, print_summary, summarise
 
 INDEX_DAG, TRAINING_DAG = local.DAG_IDS
 TRIGGER_SECONDS = 120.0
@@ -74,7 +75,7 @@ def run_demo(home: Path, console: Console, new_sink: NewSink, port: int | None =
             local.stop(home)
             console.print("[dim]Airflow stopped[/]")
     summary = _summary(ArtifactStore(home), spec.name, dag_runs, events)
-    write_summary(summary, home / "demo-summary.json")
+    write_text(home / "demo-summary.json", json.dumps(summary, indent=2) + "\n")
     print_summary(summary, console)
     print_places(_places(home, summary), console)
     return summary
@@ -98,7 +99,7 @@ def _prepare(home: Path, console: Console) -> RunSpec:
     folder = demo_folder(home)
     counts = write_demo(folder)
     spec = demo_spec(folder)
-    spec_file(home).write_text(dump_spec(spec))
+    write_text(spec_file(home), dump_spec(spec))
     written = ", ".join(f"{number} {name}" for name, number in counts.items())
     console.print(f"Documents and questions written: {written}", soft_wrap=True)
     base_model_folder(spec.model.base, home)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file, digest_json
 from jora_tasks.errors import InputError
-from jora_tasks.models import base_model_folder, model_source
+from jora_tasks.models import base_model_folder, shown_name
 from jora_tasks.progress import Progress
 from jora_tasks.spec import PromptsConfig, RunSpec
 from jora_tasks.stages.contexts import CONTEXTS
@@ -67,7 +67,7 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
     tokenizer = load_tokenizer(folder)
     files = {file.name: digest_file(file) for file in tokenizer_files(folder)}
     identity = {"files": files, "template": tokenizer.template, "eos": sorted(tokenizer.eos_ids)}
-    source = Source("tokenizer", model_source(folder, spec.model.base).name, digest_json(identity))
+    source = Source("tokenizer", shown_name(folder, spec.model.base), digest_json(identity))
 
     def write(target: Path) -> Mapping[str, Any]:
         import pyarrow as pa

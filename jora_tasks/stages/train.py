@@ -36,8 +36,7 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     base = base_model_folder(spec.model.base, store.home)
     source = model_source(base, spec.model.base)
     lora = {**spec.lora.model_dump(mode="json"), "target_modules": list(spec.lora.targets)}
-    training = spec.training.model_dump(mode="json", exclude={"checkpoint_every", "mesh"})
-    settings = {"lora": lora, "training": training, "dtype": spec.model.dtype}
+    settings = {"lora": lora, "training": spec.training.making(), "dtype": spec.model.dtype}
     inputs: dict[str, Input] = {"prompts": prompts, "base_model": source}
     work = store.work_folder(KIND, store.key(KIND, version=VERSION, settings=settings, inputs=inputs))
 

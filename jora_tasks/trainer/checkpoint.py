@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jora_tasks.artifacts import digest_bytes, digest_folder, digest_json
+from jora_tasks.artifacts import digest_bytes, digest_folder, digest_json, write_text
 from jora_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,11 +66,14 @@ class WorkFolder:
                     f"{self.path} holds an unfinished run of other {', '.join(sorted(changed))}; "
                     "remove the folder to start afresh, or train with the settings it has."
                 )
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(
+            not file.name.startswith(f".{RUN}.tmp-")  # what a kill while it was written left
+            for file in self.path.iterdir()
+        ):
             raise InputError(f"{self.path} has files but no {RUN}; give an empty work folder or remove it.")
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            _write(record, json.dumps(identity, indent=2) + "\n")
+            write_text(record, json.dumps(identity, indent=2) + "\n")
         self._digest = digest_json(identity)
         self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
         self._manager = self._open_manager()
@@ -104,7 +107,7 @@ class WorkFolder:
         earlier = _read_object(self.path / SEALS)
         seals = {step: seal for step, seal in earlier.items() if step in kept}
         seals[str(position.step)] = self._seal(position.step)
-        _write(self.path / SEALS, json.dumps(seals, indent=2) + "\n")
+        write_text(self.path / SEALS, json.dumps(seals, indent=2) + "\n")
 
     def restore(self, like: Any) -> tuple[Position, Any] | None:
         """The newest checkpoint that can be read, or None; cuts the metrics back to it.
@@ -127,10 +130,10 @@ class WorkFolder:
                 self._set_aside(step, f"Orbax: {' '.join(str(error).split())[:200]}")
                 self._manager = self._open_manager()
                 continue
-            _write(self.metrics_file, "".join(self._metrics_until(step)))
+            write_text(self.metrics_file, "".join(self._metrics_until(step)))
             about = restored["run"]
             return Position(step, about["epoch"], about["index"]), restored["state"]
-        _write(self.metrics_file, "")
+        write_text(self.metrics_file, "")
         return None
 
     def record(self, metrics: Mapping[str, Any]) -> None:
@@ -179,13 +182,6 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _write(file: Path, text: str) -> None:
-    """Write a file that is there whole or as before."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

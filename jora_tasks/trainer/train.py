@@ -38,9 +38,6 @@ OnStep = Callable[[Mapping[str, Any]], None]
 
 CARD = "README.md"
 
-# Settings that say how a run is carried out, not what it makes.
-HOW = {"checkpoint_every", "mesh"}
-
 
 def train_lora(
     model: str | Path | LanguageModel,
@@ -166,7 +163,7 @@ def _identity(
 ) -> dict[str, Any]:
     return {
         **{f"lora.{key}": value for key, value in lora.model_dump(mode="json").items()},
-        **{f"training.{key}": value for key, value in training.model_dump(mode="json", exclude=HOW).items()},
+        **{f"training.{key}": value for key, value in training.making().items()},
         "dataset": dataset.digest,
         "base weights": fingerprint(model.base),
         "first adapter": fingerprint(model.lora),
