@@ -185,6 +185,7 @@ class MeshConfig(Section):
     data: Annotated[int, Field(ge=1, description="Copies that each take a part of the batch.")] = 1
     fsdp: Annotated[int, Field(ge=1, description="Like data, with the base weights split as well.")] = 1
     tensor: Annotated[int, Field(ge=1, description="Parts that each projection is split into.")] = 1
+    sequence: Annotated[int, Field(ge=1, description="Parts that each row of tokens is split into.")] = 1
 
 
 class TrainConfig(Section):

@@ -61,7 +61,7 @@ def prefill(
             *slices,
             None,
             tables,
-            lambda q, k, v: (attention(q, k, v), (jnp.pad(k, room), jnp.pad(v, room))),
+            lambda q, k, v: (attention(q, k, v, mesh=mesh), (jnp.pad(k, room), jnp.pad(v, room))),
         )
 
     x, cache = jax.lax.scan(step, embed_tokens(base, tokens, mesh), (base["layers"], lora))

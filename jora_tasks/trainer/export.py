@@ -77,7 +77,7 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_name: str) -> Pa
     for name in model.lora_config.targets:
         for letter, part in LETTERS:
             for layer, value in enumerate(np.asarray(jax.device_get(model.lora[name][part]), np.float32)):
-                tensors[_key(layer, name, letter)] = np.ascontiguousarray(value)
+                tensors[_key(layer, name, letter)] = np.ascontiguousarray(_turned(value, part))
     settings = json.dumps(_settings(model.lora_config, base_name), indent=2, sort_keys=True)
     _replace(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     _replace(folder / CONFIG, f"{settings}\n".encode())
@@ -141,7 +141,7 @@ def load_adapter(
     """Read a PEFT LoRA adapter for this decoder.
 
     Returns:
-      Its settings, and {projection: {"a": f32 [L, r, in], "b": f32 [L, out, r]}}.
+      Its settings, and {projection: {"a": f32 [L, r, in], "b": f32 [L, r, out]}}.
 
     Raises:
       InputError: if a file is missing or damaged, if the adapter uses what cannot be applied here (DoRA,
@@ -168,11 +168,16 @@ def load_adapter(
         for letter, part in LETTERS:
             stack = np.empty(shapes[part], np.float32)
             for layer in range(config.num_hidden_layers):
-                stack[layer] = _checked(
-                    tensors, _key(layer, name, letter), shapes[part][1:], folder / WEIGHTS
-                )
+                expected = shapes[part][1:] if part == "a" else shapes[part][:0:-1]
+                value = _checked(tensors, _key(layer, name, letter), expected, folder / WEIGHTS)
+                stack[layer] = _turned(value, part)
             tree[name][part] = jax.device_put(stack, sharding(mesh, axes[part]))
     return lora, tree
+
+
+def _turned(value: np.ndarray, part: str) -> np.ndarray:
+    """B between PEFT's [out, r] and [r, out]; A as it is."""
+    return value.T if part == "b" else value
 
 
 def _checked(tensors: dict[str, np.ndarray], key: str, shape: tuple[int, ...], file: Path) -> np.ndarray:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, Projection
+from jora_tasks.trainer.frozen import contract, matmul, matmul_transposed
 from jora_tasks.trainer.mesh import Axes, sharding
 
 LOW = "lora_low"  # the name under which a remat policy may keep x Aᵀ
@@ -21,15 +22,15 @@ LoraTree = dict[str, dict[str, jax.Array]]
 
 
 def lora_axes(projection: Projection) -> dict[str, Axes]:
-    """Logical axes of the stacked A [L, r, in] and B [L, out, r] of one projection."""
-    return {"a": ("layers", "rank", projection.in_axis), "b": ("layers", projection.out_axis, "rank")}
+    """Logical axes of the stacked A [L, r, in] and B [L, r, out] of one projection."""
+    return {"a": ("layers", "rank", projection.in_axis), "b": ("layers", "rank", projection.out_axis)}
 
 
 def lora_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, tuple[int, int, int]]]:
     """Shapes of the stacked A and B of every adapted projection."""
     layers, rank = config.num_hidden_layers, lora.r
     chosen = (config.projections[name] for name in lora.targets)
-    return {p.name: {"a": (layers, rank, p.in_features), "b": (layers, p.out_features, rank)} for p in chosen}
+    return {p.name: {"a": (layers, rank, p.in_features), "b": (layers, rank, p.out_features)} for p in chosen}
 
 
 def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array, mesh: Mesh | None = None) -> LoraTree:
@@ -42,7 +43,8 @@ def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array, mesh: Mes
       mesh: where the arrays go.
 
     Returns:
-      {projection: {"a": f32 [L, r, in], "b": f32 [L, out, r]}}.
+      {projection: {"a": f32 [L, r, in], "b": f32 [L, r, out]}}: B
+      as PEFT has it, transposed, so that both have the long side last and gradients need no transposing.
     """
     shapes = lora_shapes(config, lora)
     places = {
@@ -74,24 +76,16 @@ def linear(
     Args:
       x: inputs; their type is the type computed in.
       weight: frozen, stored as in the checkpoint. It never gets a gradient.
-      adapter: f32 masters {"a": [r, in], "b": [out, r]}, cast to x's type where they are used.
+      adapter: f32 masters {"a": [r, in], "b": [r, out]}, cast to x's type where they are used.
       scale: factor on the adapter's part.
       dropout: share of the adapter's inputs dropped, where a key is given.
       key: decides which inputs are dropped.
     """
     if adapter is None:
-        return _matmul(x, weight, x.ndim - 1, 1)
+        return matmul(x, weight)
     if key is None:
         dropout = 0.0
     return _lora_linear(scale, dropout, x, weight, adapter["a"], adapter["b"], key)
-
-
-def _matmul(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
-    """Contract one axis of each, adding in f32, result in left's type."""
-    out = jax.lax.dot_general(
-        left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=jnp.float32
-    )
-    return out.astype(left.dtype)
 
 
 def _dropped(x: Array, dropout: float, key: jax.Array | None) -> Array:
@@ -112,9 +106,9 @@ def _lora_forward(
     scale: float, dropout: float, x: Array, weight: Array, a: Array, b: Array, key: jax.Array | None
 ) -> tuple[Array, tuple[Array | None, ...]]:
     last = x.ndim - 1
-    low = _matmul(_dropped(x, dropout, key), a.astype(x.dtype), last, 1) * jnp.asarray(scale, x.dtype)
+    low = contract(_dropped(x, dropout, key), a.astype(x.dtype), last, 1) * jnp.asarray(scale, x.dtype)
     low = checkpoint_name(low, LOW)
-    y = _matmul(x, weight, last, 1) + _matmul(low, b.astype(x.dtype), last, 1)
+    y = matmul(x, weight) + contract(low, b.astype(x.dtype), last, 0)
     return y, (x, weight, a, b, key, low)
 
 
@@ -127,11 +121,11 @@ def _lora_backward(
     """
     x, weight, a, b, key, low = saved
     last, tokens = dy.ndim - 1, tuple(range(dy.ndim - 1))
-    dlow = _matmul(dy, b.astype(dy.dtype), last, 0) * jnp.asarray(scale, dy.dtype)
-    dx_adapter = _dropped(_matmul(dlow, a.astype(dy.dtype), last, 0), dropout, key)
-    dx = _matmul(dy, weight, last, 0) + dx_adapter
+    dlow = contract(dy, b.astype(dy.dtype), last, 1) * jnp.asarray(scale, dy.dtype)
+    dx_adapter = _dropped(contract(dlow, a.astype(dy.dtype), last, 0), dropout, key)
+    dx = matmul_transposed(dy, weight) + dx_adapter
     over_tokens = ((tokens, tokens), ((), ()))
-    db = jax.lax.dot_general(low, dy, over_tokens, preferred_element_type=jnp.float32).T
+    db = jax.lax.dot_general(low, dy, over_tokens, preferred_element_type=jnp.float32)
     da = jax.lax.dot_general(dlow, _dropped(x, dropout, key), over_tokens, preferred_element_type=jnp.float32)
     return dx, None, da, db, None
 

@@ -6,6 +6,7 @@ axis each of them is split over.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import MeshConfig
 from jora_tasks.trainer.config import DecoderConfig
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 Axes = tuple[str | None, ...]
 
 
@@ -54,18 +55,19 @@ RULES = AxisRules()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes data, fsdp and tensor over the given devices, by default all of them.
+    """A mesh with axes data, fsdp, tensor and sequence over the given devices, by default all of them.
 
     Raises:
       InputError: if the mesh needs more devices than there are.
     """
     available = list(jax.devices() if devices is None else devices)
-    shape = (config.data, config.fsdp, config.tensor)
-    needed = config.data * config.fsdp * config.tensor
+    shape = tuple(getattr(config, axis) for axis in MESH_AXES)
+    needed = math.prod(shape)
     if needed > len(available):
+        asked = " x ".join(f"{axis} {size}" for axis, size in zip(MESH_AXES, shape, strict=True) if size > 1)
         raise InputError(
-            f"training.mesh: data {config.data} x fsdp {config.fsdp} x tensor {config.tensor} needs {needed} "
-            f"devices, but {len(available)} {available[0].platform} device(s) are there; make it smaller."
+            f"training.mesh: {asked} needs {needed} devices, but {len(available)} "
+            f"{available[0].platform} device(s) are there; make it smaller."
         )
     return Mesh(np.array(available[:needed]).reshape(shape), MESH_AXES)
 

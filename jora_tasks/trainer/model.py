@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.attention import INPUTS, OUTPUT, attention
@@ -235,8 +235,9 @@ def hidden_states(
     base: BaseTree,
     lora: LoraTree | None,
     tokens: Int[Array, "B S"],
-    attention_mask: Bool[Array, "B S"] | None = None,
+    segments: Int[Array, "B S"] | None = None,
     *,
+    positions: Int[Array, "B S"] | None = None,
     dropout_key: jax.Array | None = None,
     remat: str = "full",
     mesh: Mesh | None = None,
@@ -249,18 +250,18 @@ def hidden_states(
       base: frozen weights, `describe`'s paths, in the type to compute in.
       lora: f32 adapter with stacked layers, or None.
       tokens: rows filled from the left, padding after them.
-      attention_mask: true at tokens, false at padding. Without it padding is attended to by later
-        padding only, so tokens come out the same.
+      segments: a number for each token, equal within one example of the row; None for one example a row.
+        Padding then needs no segment of its own, since only later padding attends to it.
+      positions: of each token in its example, where a row holds several; None counts from the row's start.
       dropout_key: applies the adapter's dropout, another mask in each layer and projection.
       remat: ``full`` recomputes each layer in the backward pass, ``none`` keeps its products; see `KEPT`.
       mesh: of the arrays; None on one device.
     """
     layer = Block(config, lora_config, mesh)
-    segments = None if attention_mask is None else attention_mask.astype(jnp.int32)
-    tables = rope_tables(config, jnp.arange(tokens.shape[1]))
+    tables = rope_tables(config, jnp.arange(tokens.shape[1]) if positions is None else positions)
 
     def step(x: Array, slices: tuple[BaseTree, LoraTree | None, jax.Array | None]) -> tuple[Array, None]:
-        return layer(x, *slices, tables, lambda q, k, v: (attention(q, k, v, segments), None))
+        return layer(x, *slices, tables, lambda q, k, v: (attention(q, k, v, segments, mesh=mesh), None))
 
     policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
     step = jax.checkpoint(step, prevent_cse=False, policy=policy)

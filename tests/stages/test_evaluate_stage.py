@@ -137,7 +137,7 @@ def make_adapter(
         lora = {
             name: {
                 "a": draw(2, config.projections[name].in_features),
-                "b": draw(config.projections[name].out_features, 2),
+                "b": draw(2, config.projections[name].out_features),
             }
             for name in lora_config.targets
         }

@@ -14,16 +14,18 @@ def draw(length, heads=4, kv_heads=2, batch=2, size=8, dtype=jnp.float32):
     return tuple(jax.random.normal(key, shape, dtype) * 2 for key, shape in zip(keys, shapes, strict=True))
 
 
-def brute_force(q, k, v, segments):
+def brute_force(q, k, v, segments, window=None, softcap=None, scale=None):
     """Token by token, head by head, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     out = np.zeros_like(q)
     group = q.shape[2] // k.shape[2]
     for row, position, head in np.ndindex(q.shape[:3]):
-        seen = [t for t in range(position + 1) if segments[row][t] == segments[row][position]]
-        scores = np.array([q[row, position, head] @ k[row, t, head // group] for t in seen]) / np.sqrt(
-            q.shape[3]
-        )
+        nearest = range(max(0, position + 1 - (window or 10**9)), position + 1)
+        seen = [t for t in nearest if segments[row][t] == segments[row][position]]
+        scores = np.array([q[row, position, head] @ k[row, t, head // group] for t in seen])
+        scores = scores * (scale or q.shape[3] ** -0.5)
+        if softcap:
+            scores = softcap * np.tanh(scores / softcap)
         weights = np.exp(scores - scores.max())
         out[row, position, head] = (weights / weights.sum()) @ v[row, seen, head // group]
     return out
@@ -40,19 +42,30 @@ def test_reference_is_attention(heads, kv_heads):
     )
 
 
+@pytest.mark.parametrize("options", [{"window": 3}, {"softcap": 2.0}, {"scale": 0.7, "window": 20}], ids=str)
+def test_reference_has_windows_caps_and_scales(options):
+    q, k, v = draw(11)
+    found = reference_attention(q, k, v, **options)
+    np.testing.assert_allclose(found, brute_force(q, k, v, np.ones((2, 11)), **options), atol=2e-6)
+
+
+OPTIONS = [{}, {"window": 1}, {"window": 50, "softcap": 3.0}, {"window": 200, "scale": 0.3}, {"softcap": 5.0}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("length", [1, 128, 300])
 @pytest.mark.parametrize("segmented", [False, True])
-def test_blockwise_equals_reference_with_gradients(length, segmented):
+def test_blockwise_equals_reference_with_gradients(length, segmented, options):
     q, k, v = draw(length)
     segments = (
         jnp.asarray(np.sort(np.arange(2 * length).reshape(2, length) % 3, axis=1)) if segmented else None
     )
 
     def total(attend):
-        return lambda q, k, v: (attend(q, k, v, segments) * jnp.cos(jnp.arange(8.0))).sum()
+        return lambda q, k, v: (attend(q, k, v, segments, **options) * jnp.cos(jnp.arange(8.0))).sum()
 
     np.testing.assert_allclose(
-        attention(q, k, v, segments), reference_attention(q, k, v, segments), atol=1e-5
+        attention(q, k, v, segments, **options), reference_attention(q, k, v, segments, **options), atol=1e-5
     )
     found = jax.jit(jax.grad(total(attention), argnums=(0, 1, 2)))(q, k, v)
     expected = jax.jit(jax.grad(total(reference_attention), argnums=(0, 1, 2)))(q, k, v)

@@ -19,7 +19,7 @@ TOKENS, IN, OUT, RANK = (2, 5), 12, 7, 3
 def arrays(dtype=jnp.float32):
     x, weight, a, b = (
         jax.random.normal(jax.random.key(seed), shape)
-        for seed, shape in enumerate([(*TOKENS, IN), (OUT, IN), (RANK, IN), (OUT, RANK)])
+        for seed, shape in enumerate([(*TOKENS, IN), (OUT, IN), (RANK, IN), (RANK, OUT)])
     )
     return x.astype(dtype), weight.astype(dtype), {"a": a, "b": b}
 
@@ -37,7 +37,7 @@ def test_gradient_is_that_of_the_plain_formula(dropout):
     mask = mask_of(dropout, key)
 
     def plain(x, adapter):
-        return x @ weight.T + scale * ((x * mask) @ adapter["a"].T) @ adapter["b"].T
+        return x @ weight.T + scale * ((x * mask) @ adapter["a"].T) @ adapter["b"]
 
     def ours(x, adapter):
         return linear(x, weight, adapter, scale, dropout, key)
@@ -98,7 +98,7 @@ def test_start_does_not_depend_on_the_mesh(tiny_model):
     alone, split = (init_lora(config, lora, jax.random.key(3), place) for place in (None, mesh))
     assert set(alone) == set(PROJECTIONS)
     jax.tree.map(np.testing.assert_array_equal, alone, split)
-    assert split["q_proj"]["b"].addressable_shards[0].data.shape == (3, 32, 4)
+    assert split["q_proj"]["b"].addressable_shards[0].data.shape == (3, 4, 32)
 
 
 @pytest.fixture(scope="module")

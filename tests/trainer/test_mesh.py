@@ -25,7 +25,7 @@ def test_mesh_that_does_not_fit_names_the_counts():
     with pytest.raises(InputError, match=r"data 4 x fsdp 2 x tensor 2 needs 16 devices, but 8"):
         make_mesh(MeshConfig(data=4, fsdp=2, tensor=2))
     mesh = make_mesh(MeshConfig(fsdp=2), devices=jax.devices()[:3])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 1, "sequence": 1}
 
 
 @pytest.mark.parametrize(

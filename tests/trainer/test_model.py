@@ -118,7 +118,9 @@ def test_padding_changes_no_token(tiny_model, tokens):
     model = load_model(tiny_model())
     lengths = np.array([40, 17, 5])
     mask = np.arange(40) < lengths[:, None]
-    run = jax.jit(lambda tokens, mask: hidden_states(model.config, None, model.base, None, tokens, mask))
+    run = jax.jit(
+        lambda tokens, mask: hidden_states(model.config, None, model.base, None, tokens, mask.astype(int))
+    )
     one, other = run(np.where(mask, tokens, 0), mask), run(np.where(mask, tokens, 95), mask)
     assert np.isfinite(one).all()
     np.testing.assert_array_equal(np.asarray(one)[mask], np.asarray(other)[mask])
