@@ -65,7 +65,7 @@ def attend(
     batch, length, heads, size = q.shape
     groups = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
     scores = jnp.einsum("bqkgd,bckd->bkgqc", groups, k, preferred_element_type=jnp.float32)
-    scores = _capped(scores * (size**-0.5 if scale is None else scale), softcap)
+    scores = capped(scores * (size**-0.5 if scale is None else scale), softcap)
     scores = jnp.where(allowed[:, None, None], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     out = jnp.einsum("bkgqc,bckd->bqkgd", weights, v, preferred_element_type=jnp.float32)
@@ -175,11 +175,12 @@ def _spans(length: int, form: Form) -> list[tuple[int, int, int]]:
 
 
 def _scores(form: Form, q: Array, k: Array, allowed: Array) -> Float[Array, "B K G Q C"]:
-    scores = _capped(_product(q, k, 2) * form.scale, form.softcap)
+    scores = capped(_product(q, k, 2) * form.scale, form.softcap)
     return jnp.where(allowed[:, None, None], scores, MASKED)
 
 
-def _capped(scores: Array, softcap: float | None) -> Array:
+def capped(scores: Array, softcap: float | None) -> Array:
+    """Bounded to ± softcap by a tanh; as they are where it is None."""
     return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 

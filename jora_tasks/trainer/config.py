@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jora_tasks.errors import InputError
+from jora_tasks.trainer.families import FAMILIES, Family, supported
+from jora_tasks.trainer.fields import count, number, optional
+from jora_tasks.trainer.rope import RopeConfig, parse_rope
 
-SUPPORTED_TYPES = ("llama", "mistral", "qwen2")
-SUPPORTED_ROPE = ("default", "linear", "llama3")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    """Rotary position embedding (arXiv 2104.09864) and how its frequencies are stretched.
-
-    ``linear`` divides every frequency by ``factor``. ``llama3`` divides those with wavelengths beyond
-    ``original_max_positions / low_freq_factor``, keeps those below ``original_max_positions /
-    high_freq_factor`` and blends between (Llama 3.1's rule).
-    """
-
-    theta: float = 10000.0
-    kind: str = "default"
-    factor: float = 1.0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_positions: int = 8192
+LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
 
 @dataclass(frozen=True)
@@ -47,7 +31,11 @@ class Projection:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes and constants of a Llama-family decoder. Hashable, so that `jax.jit` takes it as static."""
+    """Sizes and constants of a decoder. Hashable, so that `jax.jit` takes it as static.
+
+    ``local_layers`` says of each layer whether it attends within ``window`` tokens only; such layers rotate
+    by ``local_rope``. Caps bound what they cap to ± their value by a tanh; None caps nothing.
+    """
 
     model_type: str
     vocab_size: int
@@ -59,23 +47,48 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope: RopeConfig
+    local_rope: RopeConfig
     tie_word_embeddings: bool = False
     qkv_bias: bool = False
     o_bias: bool = False
     max_positions: int = 2048
+    window: int | None = None
+    local_layers: tuple[bool, ...] = ()
+    activation: str = "silu"
+    norm_offset: float = 0.0
+    sandwich_norms: bool = False
+    qk_norm: bool = False
+    fused: bool = False
+    embed_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+
+    @property
+    def query_size(self) -> int:
+        """Width of all queries of a token."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_size(self) -> int:
+        """Width of all keys of a token, and of its values."""
+        return self.num_key_value_heads * self.head_dim
 
     @property
     def projections(self) -> dict[str, Projection]:
         """The linear maps of one layer by name, in the order of the forward pass."""
-        query, value = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        hidden, wide = self.hidden_size, self.intermediate_size
+        query, key, hidden, wide = self.query_size, self.key_size, self.hidden_size, self.intermediate_size
+        inward = [("q_proj", query, "heads"), ("k_proj", key, "kv_heads"), ("v_proj", key, "kv_heads")]
+        widening = [("gate_proj", wide), ("up_proj", wide)]
+        if self.fused:
+            inward, widening = [("qkv_proj", query + 2 * key, "heads")], [("gate_up_proj", 2 * wide)]
         maps = (
-            Projection("q_proj", "self_attn", hidden, query, "embed", "heads", self.qkv_bias),
-            Projection("k_proj", "self_attn", hidden, value, "embed", "kv_heads", self.qkv_bias),
-            Projection("v_proj", "self_attn", hidden, value, "embed", "kv_heads", self.qkv_bias),
+            *(
+                Projection(name, "self_attn", hidden, n, "embed", axis, self.qkv_bias)
+                for name, n, axis in inward
+            ),
             Projection("o_proj", "self_attn", query, hidden, "heads", "embed", self.o_bias),
-            Projection("gate_proj", "mlp", hidden, wide, "embed", "ff"),
-            Projection("up_proj", "mlp", hidden, wide, "embed", "ff"),
+            *(Projection(name, "mlp", hidden, n, "embed", "ff") for name, n in widening),
             Projection("down_proj", "mlp", wide, hidden, "ff", "embed"),
         )
         return {projection.name: projection for projection in maps}
@@ -106,23 +119,16 @@ def parse_config(data: Mapping[str, Any], source: str = "config.json") -> Decode
       InputError: naming the field that is missing, malformed or not supported.
     """
     model_type = data.get("model_type")
-    if model_type not in SUPPORTED_TYPES:
-        raise InputError(
-            f"{source}: model_type {model_type!r} is not supported; use one of {', '.join(SUPPORTED_TYPES)}."
-        )
-    if data.get("hidden_act", "silu") != "silu":
-        raise InputError(f"{source}: hidden_act {data['hidden_act']!r} is not supported; use silu.")
-    if data.get("mlp_bias"):
-        raise InputError(f"{source}: mlp_bias is not supported; use a model without it.")
-    if data.get("quantization_config"):
-        raise InputError(f"{source}: quantised weights are not supported; use the float checkpoint.")
-    if _slides(model_type, data):
-        raise InputError(
-            f"{source}: sliding-window attention is not supported; use a model that attends to every token."
-        )
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"{source}: model_type {model_type!r} is not supported; use one of {supported()}.")
+    family = FAMILIES[model_type]
+    data = {**family.defaults, **data}
+    for field, remedy in REFUSED.items():
+        if data.get(field):
+            raise InputError(f"{source}: {field} is not supported; use {remedy}.")
 
-    hidden, heads = _count(data, "hidden_size", source), _count(data, "num_attention_heads", source)
-    kv_heads = _count(data, "num_key_value_heads", source, default=heads)
+    hidden, heads = count(data, "hidden_size", source), count(data, "num_attention_heads", source)
+    kv_heads = count(data, "num_key_value_heads", source, default=heads)
     if heads % kv_heads:
         raise InputError(
             f"{source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}."
@@ -131,84 +137,107 @@ def parse_config(data: Mapping[str, Any], source: str = "config.json") -> Decode
         raise InputError(
             f"{source}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim."
         )
-    head_dim = _count(data, "head_dim", source, default=hidden // heads)
+    head_dim = count(data, "head_dim", source, default=hidden // heads)
     if head_dim % 2:
         raise InputError(f"{source}: head_dim {head_dim} is odd; rotary embedding needs an even one.")
-    max_positions = _count(data, "max_position_embeddings", source, default=2048)
-    bias = model_type == "qwen2" or bool(data.get("attention_bias", False))
+    layers = count(data, "num_hidden_layers", source)
+    local = _local_layers(data, family, layers, source)
+    rope, local_rope = _ropes(data, family, head_dim, source)
+    bias = bool(data.get("attention_bias", False))
     return DecoderConfig(
         model_type=model_type,
-        vocab_size=_count(data, "vocab_size", source),
+        vocab_size=count(data, "vocab_size", source),
         hidden_size=hidden,
-        intermediate_size=_count(data, "intermediate_size", source),
-        num_hidden_layers=_count(data, "num_hidden_layers", source),
+        intermediate_size=count(data, "intermediate_size", source),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
-        rms_norm_eps=_number(data, "rms_norm_eps", source, default=1e-6),
-        rope=_rope(data, max_positions, source),
+        rms_norm_eps=number(data, "rms_norm_eps", source, default=1e-6),
+        rope=rope,
+        local_rope=local_rope,
         tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
-        qkv_bias=bias,
-        o_bias=bias and model_type != "qwen2",
-        max_positions=max_positions,
+        qkv_bias=bias or family.qkv_bias,
+        o_bias=bias and not family.qkv_bias,
+        max_positions=count(data, "max_position_embeddings", source, default=2048),
+        window=count(data, "sliding_window", source) if any(local) else None,
+        local_layers=local,
+        activation=_activation(data, family, source),
+        norm_offset=1.0 if family.gemma else 0.0,
+        sandwich_norms=family.sandwich_norms,
+        qk_norm=family.qk_norm,
+        fused=family.fused,
+        embed_scale=hidden**0.5 if family.gemma else 1.0,
+        attention_scale=(optional(data, "query_pre_attn_scalar", source) or head_dim) ** -0.5,
+        attention_softcap=optional(data, "attn_logit_softcapping", source) if family.softcaps else None,
+        logit_softcap=optional(data, "final_logit_softcapping", source),
     )
 
 
-def _slides(model_type: str, data: Mapping[str, Any]) -> bool:
-    if model_type == "mistral":
-        return data.get("sliding_window") is not None
-    return bool(data.get("use_sliding_window"))
+REFUSED = {
+    "mlp_bias": "a model without it",
+    "quantization_config": "the float checkpoint, since quantised weights are read from no file",
+    "use_bidirectional_attention": "a model that attends to earlier tokens only",
+}
 
 
-def _rope(data: Mapping[str, Any], max_positions: int, source: str) -> RopeConfig:
-    """Both spellings: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` (transformers 5)."""
+def _activation(data: Mapping[str, Any], family: Family, source: str) -> str:
+    field = "hidden_activation" if data.get("hidden_activation") else "hidden_act"
+    name = data.get(field, "silu")
+    # Gemma's first configurations say gelu and mean the tanh form.
+    known = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"} if family.gemma else {"silu": "silu"}
+    if name not in known:
+        raise InputError(f"{source}: {field} {name!r} is not supported; use {list(known)[-1]}.")
+    return known[name]
+
+
+def _local_layers(data: Mapping[str, Any], family: Family, layers: int, source: str) -> tuple[bool, ...]:
+    """Whether each layer attends within the window only."""
+    everywhere = (False,) * layers
+    if family.windows == "none" or data.get("sliding_window") is None:
+        return everywhere
+    if family.windows == "all":
+        return (True,) * layers
+    if family.windows == "upper" and not data.get("use_sliding_window"):
+        return everywhere
+    types = data.get("layer_types")
+    if types is None:
+        if family.windows == "upper":
+            first = data["max_window_layers"]
+            if not isinstance(first, int):
+                raise InputError(f"{source}: max_window_layers must be a whole number, not {first!r}.")
+            return tuple(layer >= first for layer in range(layers))
+        every = count(data, "sliding_window_pattern", source)
+        return tuple((layer + 1) % every != 0 for layer in range(layers))
+    if not isinstance(types, list) or len(types) != layers or not set(types) <= {LOCAL, GLOBAL}:
+        raise InputError(
+            f"{source}: layer_types must name {LOCAL} or {GLOBAL} for each of the {layers} layers."
+        )
+    return tuple(name == LOCAL for name in types)
+
+
+def _ropes(
+    data: Mapping[str, Any], family: Family, head_dim: int, source: str
+) -> tuple[RopeConfig, RopeConfig]:
+    """Of layers that attend to every token, and of those with a window.
+
+    In both spellings: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters`` (transformers 5), which
+    a family with two has by layer type.
+    """
     field = "rope_parameters" if data.get("rope_parameters") else "rope_scaling"
     given = data.get(field) or {}
     if not isinstance(given, Mapping):
         raise InputError(f"{source}: {field} must be an object, not {given!r}.")
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind not in SUPPORTED_ROPE:
-        raise InputError(
-            f"{source}: {field} of type {kind!r} is not supported; use one of {', '.join(SUPPORTED_ROPE)}."
-        )
-    if given.get("partial_rotary_factor", data.get("partial_rotary_factor") or 1.0) != 1.0:
-        raise InputError(
-            f"{source}: partial_rotary_factor is not supported; use a model that rotates whole heads."
-        )
-    theta = _number(given, "rope_theta", source, default=_number(data, "rope_theta", source, default=10000.0))
-    if kind == "default":
-        return RopeConfig(theta=theta)
-    factor = _number(given, "factor", source)
-    if kind == "linear":
-        return RopeConfig(theta=theta, kind=kind, factor=factor)
-    rope = RopeConfig(
-        theta=theta,
-        kind=kind,
-        factor=factor,
-        low_freq_factor=_number(given, "low_freq_factor", source),
-        high_freq_factor=_number(given, "high_freq_factor", source),
-        original_max_positions=_count(
-            given, "original_max_position_embeddings", source, default=max_positions
-        ),
+    if not family.two_ropes:
+        rope = parse_rope(given, data, head_dim, source, field)
+        return rope, rope
+    nested = {kind: given.get(kind) or {} for kind in (GLOBAL, LOCAL)}
+    if not {GLOBAL, LOCAL} & set(given):
+        nested[GLOBAL] = given
+    if not all(isinstance(value, Mapping) for value in nested.values()):
+        raise InputError(f"{source}: {field} must hold an object for each of {GLOBAL} and {LOCAL}.")
+    local = {**data, "rope_theta": data.get("rope_local_base_freq")}
+    return (
+        parse_rope(nested[GLOBAL], data, head_dim, source, field),
+        parse_rope(nested[LOCAL], local, head_dim, source, field),
     )
-    if rope.high_freq_factor <= rope.low_freq_factor:
-        raise InputError(f"{source}: {field}.high_freq_factor must be larger than low_freq_factor.")
-    return rope
-
-
-def _count(data: Mapping[str, Any], field: str, source: str, default: int | None = None) -> int:
-    value = data.get(field)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{source}: {field} must be a whole number of at least 1, not {value!r}.")
-    return value
-
-
-def _number(data: Mapping[str, Any], field: str, source: str, default: float | None = None) -> float:
-    value = data.get(field)
-    if value is None:
-        value = default
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise InputError(f"{source}: {field} must be a number above 0, not {value!r}.")
-    return float(value)

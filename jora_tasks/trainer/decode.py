@@ -10,17 +10,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import attend, attention
+from jora_tasks.trainer.attention import attend
 from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.layer import Block, attend_by_layer, by_layer, layer_tables, local_flags, rms_norm
 from jora_tasks.trainer.lora import LoraTree
-from jora_tasks.trainer.model import (
-    BaseTree,
-    Block,
-    embed_tokens,
-    project_logits,
-    rms_norm,
-    rope_tables,
-)
+from jora_tasks.trainer.model import embed_tokens, project_logits
+from jora_tasks.trainer.parameters import BaseTree
 
 
 class KVCache(NamedTuple):
@@ -52,22 +47,25 @@ def prefill(
       Logits of the token after each prompt, and a cache of S + extra slots a row.
     """
     layer = Block(config, lora_config, mesh)
-    tables = rope_tables(config, jnp.arange(tokens.shape[1]))
+    positions = jnp.arange(tokens.shape[1])[None]
+    tables = layer_tables(config, positions, (lengths + extra)[:, None])
     room = ((0, 0), (0, extra), (0, 0), (0, 0))
 
-    def step(x: Array, slices: tuple[BaseTree, LoraTree | None]) -> tuple[Array, tuple[Array, Array]]:
-        return layer(
-            x,
-            *slices,
-            None,
-            tables,
-            lambda q, k, v: (attention(q, k, v, mesh=mesh), (jnp.pad(k, room), jnp.pad(v, room))),
-        )
+    def step(
+        x: Array, slices: tuple[BaseTree, LoraTree | None, jax.Array | None]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        weights, adapter, local = slices
 
-    x, cache = jax.lax.scan(step, embed_tokens(base, tokens, mesh), (base["layers"], lora))
+        def mix(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            attended = attend_by_layer(config, local, q, k, v, mesh=mesh)
+            return attended, (jnp.pad(k, room), jnp.pad(v, room))
+
+        return layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
+
+    x = embed_tokens(config, base, tokens, mesh)
+    x, cache = jax.lax.scan(step, x, (base["layers"], lora, local_flags(config)))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    last = rms_norm(last, base["norm"]["weight"], config.rms_norm_eps)
-    return project_logits(config, base, last), KVCache(*cache)
+    return project_logits(config, base, rms_norm(config, last, base["norm"])), KVCache(*cache)
 
 
 def decode_step(
@@ -99,27 +97,38 @@ def decode_step(
       Logits of the next token, and the cache with this one.
     """
     layer = Block(config, lora_config, mesh)
-    slot = prompt_slots + step_index
+    slot, position = prompt_slots + step_index, lengths + step_index
     slots = jnp.arange(cache.keys.shape[2])
-    allowed = (slots < lengths[:, None]) | ((slots >= prompt_slots) & (slots <= slot))
-    tables = rope_tables(config, (lengths + step_index)[:, None])
+    generated = (slots >= prompt_slots) & (slots <= slot)
+    everywhere = (slots < lengths[:, None]) | generated
+    behind = jnp.where(generated, slot - slots, position[:, None] - slots)
+    nearby = everywhere if config.window is None else everywhere & (behind < config.window)
+    room = cache.keys.shape[2] - prompt_slots
+    tables = layer_tables(config, position[:, None], (lengths + room)[:, None])
 
     def step(
-        carry: tuple[Array, KVCache, Array], slices: tuple[BaseTree, LoraTree | None]
+        carry: tuple[Array, KVCache, Array], slices: tuple[BaseTree, LoraTree | None, jax.Array | None]
     ) -> tuple[tuple[Array, KVCache, Array], None]:
         x, cache, index = carry
+        weights, adapter, local = slices
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, KVCache]:
             start = (index, 0, slot, 0, 0)
             keys = jax.lax.dynamic_update_slice(cache.keys, k[None], start)
             values = jax.lax.dynamic_update_slice(cache.values, v[None], start)
-            attended = attend(q, keys[index], values[index], allowed[:, None])
+            attended = attend(
+                q,
+                keys[index],
+                values[index],
+                by_layer(config, local, nearby, everywhere)[:, None],
+                softcap=config.attention_softcap,
+                scale=config.attention_scale,
+            )
             return attended, KVCache(keys, values)
 
-        x, cache = layer(x, *slices, None, tables, mix)
+        x, cache = layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
         return (x, cache, index + 1), None
 
-    start = (embed_tokens(base, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
-    (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], lora))
-    x = rms_norm(x[:, 0], base["norm"]["weight"], config.rms_norm_eps)
-    return project_logits(config, base, x), cache
+    start = (embed_tokens(config, base, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
+    (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], lora, local_flags(config)))
+    return project_logits(config, base, rms_norm(config, x[:, 0], base["norm"])), cache

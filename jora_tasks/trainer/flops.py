@@ -39,18 +39,23 @@ def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], 
     """FLOPs of one forward and backward pass over sequences of these lengths.
 
     A token costs 4N for the N frozen weights of the layers and 6 for each adapter weight (which has a
-    weight gradient too); a sequence of S tokens 6 S^2 d L for causal attention, d = heads * head_dim;
-    a scored token 4 D V for the head.
+    weight gradient too); a pair of tokens of which one attends to the other 12 d in each layer,
+    d = heads * head_dim, and a sequence of S tokens has S^2 / 2 pairs, of which a layer with a window W
+    keeps W S - W^2 / 2; a scored token 4 D V for the head.
     """
     layers = config.num_hidden_layers
     sizes = {name: (one.in_features, one.out_features) for name, one in config.projections.items()}
     frozen = layers * sum(inputs * outputs for inputs, outputs in sizes.values())
     adapter = layers * sum(lora.r * sum(sizes[name]) for name in lora.targets)
-    attention = 6 * config.num_attention_heads * config.head_dim * layers
     lengths = list(lengths)
+    local = sum(config.local_layers)
+    reach = [min(length, config.window or length) for length in lengths]
+    pairs = (layers - local) * sum(length**2 for length in lengths) + local * sum(
+        2 * near * length - near**2 for near, length in zip(reach, lengths, strict=True)
+    )  # counted twice
     return float(
         (4 * frozen + 6 * adapter) * sum(lengths)
-        + attention * sum(length**2 for length in lengths)
+        + 6 * config.query_size * pairs
         + 4 * config.hidden_size * config.vocab_size * scored_tokens
     )
 

@@ -23,7 +23,8 @@ from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.lora import init_lora
 from jora_tasks.trainer.mesh import Axes, check_mesh, sharding
-from jora_tasks.trainer.model import BaseTree, LanguageModel, Parameter, describe, unflatten
+from jora_tasks.trainer.model import LanguageModel
+from jora_tasks.trainer.parameters import BaseTree, Parameter, describe, unflatten
 
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")

@@ -8,11 +8,14 @@ and the target enters by a row of the head rather than by a one-hot.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from jora_tasks.trainer.attention import capped
 
 MAX_CHUNK_LOGITS = 1 << 24
 """Most logits alive at once: 64 MiB in f32."""
@@ -24,6 +27,7 @@ def answer_loss(
     positions: Int[Array, "B K"],
     targets: Int[Array, "B K"],
     scored: Bool[Array, "B K"],
+    softcap: float | None = None,
 ) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """Summed loss of the scored tokens and their number.
 
@@ -35,34 +39,39 @@ def answer_loss(
       positions: row of ``hidden`` that predicts each target, which is one before the target's own.
       targets: token ids.
       scored: false where an entry only pads; the true ones come first in each row.
+      softcap: logits become ``softcap * tanh(logit / softcap)`` (Gemma 2); None leaves them.
 
     Returns:
       f32 sum of ``-log p(target)`` over scored entries (logits, softmax and sum in f32), and their count.
     """
     rows = jnp.take_along_axis(hidden, positions[:, :, None], axis=1)
-    return _summed_loss(rows, head, targets, scored), jnp.sum(scored, dtype=jnp.int32)
+    return _summed_loss(softcap, rows, head, targets, scored), jnp.sum(scored, dtype=jnp.int32)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _summed_loss(
+    softcap: float | None,
     rows: Float[Array, "B K D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B K"],
     scored: Bool[Array, "B K"],
 ) -> Float[Array, ""]:
-    return _chunked(rows, head, targets, scored, with_gradient=False)[0]
+    return _chunked(softcap, rows, head, targets, scored, with_gradient=False)[0]
 
 
 def _forward(
+    softcap: float | None,
     rows: Float[Array, "B K D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B K"],
     scored: Bool[Array, "B K"],
 ) -> tuple[Float[Array, ""], Float[Array, "B K D"]]:
-    return _chunked(rows, head, targets, scored, with_gradient=True)
+    return _chunked(softcap, rows, head, targets, scored, with_gradient=True)
 
 
-def _backward(gradient: Float[Array, "B K D"], cotangent: Float[Array, ""]) -> tuple[Any, None, None, None]:
+def _backward(
+    softcap: float | None, gradient: Float[Array, "B K D"], cotangent: Float[Array, ""]
+) -> tuple[Any, None, None, None]:
     return (gradient * cotangent).astype(gradient.dtype), None, None, None
 
 
@@ -70,6 +79,7 @@ _summed_loss.defvjp(_forward, _backward)
 
 
 def _chunked(
+    softcap: float | None,
     rows: Float[Array, "B K D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B K"],
@@ -93,14 +103,22 @@ def _chunked(
             jax.lax.dynamic_slice_in_dim(array, start, chunk, axis=1) for array in (rows, targets, scored)
         )
         logits = jnp.einsum("bkd,vd->bkv", x, head, preferred_element_type=jnp.float32)
+        logits = capped(logits, softcap)
         log_normaliser = jax.nn.logsumexp(logits, axis=-1)
         target_row = jnp.take(head, target, axis=0)
         target_logit = jnp.einsum("bkd,bkd->bk", x, target_row, preferred_element_type=jnp.float32)
+        target_logit = capped(target_logit, softcap)
         total += jnp.sum(jnp.where(mask, log_normaliser - target_logit, 0))
         if with_gradient:
-            probability = jnp.exp(logits - log_normaliser[..., None]).astype(head.dtype)
-            dx = jnp.einsum("bkv,vd->bkd", probability, head, preferred_element_type=jnp.float32)
-            dx = jnp.where(mask[..., None], dx - target_row.astype(jnp.float32), 0).astype(rows.dtype)
+            weights = jnp.exp(logits - log_normaliser[..., None])
+            pull = target_row.astype(jnp.float32)
+            if softcap is not None:  # the slope of the cap, of every logit and of the target's
+                weights *= 1 - jnp.square(logits / softcap)
+                pull *= 1 - jnp.square(target_logit / softcap)[..., None]
+            dx = jnp.einsum(
+                "bkv,vd->bkd", weights.astype(head.dtype), head, preferred_element_type=jnp.float32
+            )
+            dx = jnp.where(mask[..., None], dx - pull, 0).astype(rows.dtype)
             gradient = jax.lax.dynamic_update_slice_in_dim(gradient, dx, start, axis=1)
         return total, gradient
 

@@ -81,7 +81,10 @@ def make_step(
             remat=training.remat,
             mesh=mesh,
         )
-        return answer_loss(hidden, head_weight(config, base), micro.positions, micro.targets, micro.scored)
+        head = head_weight(config, base)
+        return answer_loss(
+            hidden, head, micro.positions, micro.targets, micro.scored, softcap=config.logit_softcap
+        )
 
     def step(
         lora: Tree, opt_state: Tree, base: Tree, batch: Batch, number: Int[Array, ""]

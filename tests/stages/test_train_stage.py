@@ -32,7 +32,7 @@ CONFIG = {
 def base(tmp_path_factory):
     """A tiny random Hugging Face folder."""
     from jora_tasks.trainer.config import parse_config
-    from jora_tasks.trainer.model import describe, init_base
+    from jora_tasks.trainer.parameters import describe, init_base
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     folder.mkdir()

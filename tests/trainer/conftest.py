@@ -1,4 +1,4 @@
-"""Tiny random Llama-family folders made with transformers, and eight virtual devices."""
+"""Tiny random model folders made with transformers, and eight virtual devices."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def write_tiny(folder: Path, kind: str, settings: dict[str, Any]) -> None:
             if "embed" in name:
                 parameter.mul_(0.004)
             elif name.endswith("norm.weight"):
-                parameter.mul_(0.3).add_(1)
+                parameter.mul_(0.3).add_(0 if kind.startswith("gemma") else 1)
             elif parameter.ndim == 2:
                 parameter.mul_(1.5 * parameter.shape[1] ** -0.5)
     model.save_pretrained(folder)
@@ -72,7 +72,10 @@ def torch_logits() -> Callable[..., np.ndarray]:
         import torch
         import transformers
 
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        # eager: the fused kernels leave out soft caps without a word
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager"
+        )
         if adapter is not None:
             import peft
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from jora_tasks.errors import InputError
-from jora_tasks.trainer.config import RopeConfig, parse_config, read_config
+from jora_tasks.trainer.config import parse_config, read_config
+from jora_tasks.trainer.rope import RopeConfig
 
 LLAMA = {
     "model_type": "llama",
@@ -52,21 +53,31 @@ def test_qwen2_has_bias_on_queries_keys_and_values_only():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' .* llama, mistral, qwen2"),
+        ({"model_type": "gpt2"}, "model_type 'gpt2' .* llama .*, mistral .*, gemma3_text .*, phi3"),
+        ({"model_type": None}, "model_type None"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"model_type": "mistral", "sliding_window": 4096}, "sliding-window"),
+        ({"model_type": "mistral", "sliding_window": 0}, "sliding_window must be a whole number"),
+        ({"model_type": "gemma2", "layer_types": ["sliding_attention"]}, "layer_types .* 2 layers"),
+        ({"model_type": "gemma2", "layer_types": ["sliding_attention", "linear"]}, "layer_types"),
+        ({"model_type": "gemma2", "sliding_window_pattern": "two"}, "sliding_window_pattern"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "1"}, "max_window_layers"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"full_attention": 1}}, "rope_parameters"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "gemma", "hidden_act": "relu"}, "hidden_act 'relu' .* gelu_pytorch_tanh"),
         ({"num_key_value_heads": 3}, "num_attention_heads 4 .* num_key_value_heads 3"),
         ({"hidden_size": 66}, "hidden_size 66"),
         ({"head_dim": 15}, "head_dim 15"),
         ({"num_hidden_layers": None}, "num_hidden_layers"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"rms_norm_eps": -1}, "rms_norm_eps"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*default, linear, llama3"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn.*default, linear, llama3, longrope"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor"),
         ({"rope_scaling": {"rope_type": "llama3", **LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}}, "short_factor .* 8 numbers"),
+        ({"partial_rotary_factor": 0.2}, "partial_rotary_factor"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor"),
     ],
 )
 def test_refuses_what_it_cannot_run(change, words):

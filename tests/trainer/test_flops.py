@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -47,6 +48,13 @@ def test_sequences_add_up():
     lora = LoraConfig(r=2)
     apart = step_flops(SMALL, lora, [7], 2) + step_flops(SMALL, lora, [9], 1)
     assert step_flops(SMALL, lora, [7, 9], 3) == apart
+
+
+def test_a_window_leaves_out_the_pairs_beyond_it():
+    config = dataclasses.replace(SMALL, window=4, local_layers=(True, False, True))
+    lora = LoraConfig(r=2)
+    fewer = step_flops(SMALL, lora, [3, 10], 1) - step_flops(config, lora, [3, 10], 1)
+    assert fewer == 2 * 12 * 24 * (10**2 / 2 - (4 * 10 - 4**2 / 2))  # two layers, the row of 10 tokens
 
 
 def test_llama_3_1_8b_takes_33_gflop_a_token_at_4096():

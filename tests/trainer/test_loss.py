@@ -34,8 +34,10 @@ def _float64(hidden, head, positions, targets, scored):
     return total
 
 
-def _plain(hidden, head, positions, targets, scored):
+def _plain(hidden, head, positions, targets, scored, softcap=None):
     logits = jnp.einsum("bsd,vd->bsv", hidden, head)
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
     logits = jnp.take_along_axis(logits, positions[:, :, None], axis=1)
     return -jnp.sum(
         jnp.where(
@@ -57,10 +59,12 @@ def test_loss_is_that_of_float64(chunking):
     assert total == pytest.approx(_float64(*case), rel=1e-6)
 
 
-def test_gradient_is_that_of_the_plain_formula(chunking):
+@pytest.mark.parametrize("softcap", [None, 5.0], ids=["plain", "capped"])
+def test_loss_and_gradient_are_those_of_the_plain_formula(chunking, softcap):
     hidden, *rest = _case(1)
-    ours = jax.grad(lambda x: 2.5 * answer_loss(x, *rest)[0])(hidden)
-    plain = jax.grad(lambda x: 2.5 * _plain(x, *rest))(hidden)
+    value, ours = jax.value_and_grad(lambda x: 2.5 * answer_loss(x, *rest, softcap)[0])(hidden)
+    expected, plain = jax.value_and_grad(lambda x: 2.5 * _plain(x, *rest, softcap))(hidden)
+    assert float(value) == pytest.approx(float(expected), rel=1e-6)
     np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
     assert not np.any(ours[2])  # the row that scores nothing
 

@@ -12,16 +12,10 @@ import pytest
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import parse_config, read_config
 from jora_tasks.trainer.decode import decode_step, prefill
+from jora_tasks.trainer.layer import rope_tables
 from jora_tasks.trainer.load import load_model
-from jora_tasks.trainer.model import (
-    LanguageModel,
-    describe,
-    head_weight,
-    hidden_states,
-    init_base,
-    project_logits,
-    rope_tables,
-)
+from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states, project_logits
+from jora_tasks.trainer.parameters import describe, init_base
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -105,7 +99,7 @@ def test_rotary_angles_are_exact_at_far_positions():
         }
     )
     positions = np.array([0, 1, 8191, 131071])
-    cos, sin = rope_tables(config, jnp.asarray(positions))
+    cos, sin = rope_tables(config.rope, config.head_dim, jnp.asarray(positions))
     angles = positions[:, None] * 500000.0 ** (-np.arange(64) / 64)
     assert cos.dtype == sin.dtype == jnp.float32
     # The largest angle, 131071 radians, has an f32 step of 2**-7.

@@ -21,7 +21,8 @@ from jora_tasks.spec import LoraConfig, TrainConfig
 from jora_tasks.trainer.config import parse_config
 from jora_tasks.trainer.data import Dataset, Example
 from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.model import LanguageModel, init_base
+from jora_tasks.trainer.model import LanguageModel
+from jora_tasks.trainer.parameters import init_base
 from jora_tasks.trainer.train import train_lora
 
 output, work, kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]

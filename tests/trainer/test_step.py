@@ -18,7 +18,8 @@ from jora_tasks.trainer.batches import Batch, Batches
 from jora_tasks.trainer.config import parse_config
 from jora_tasks.trainer.data import Dataset, Example
 from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.model import LanguageModel, init_base
+from jora_tasks.trainer.model import LanguageModel
+from jora_tasks.trainer.parameters import init_base
 from jora_tasks.trainer.step import compile_step, init_optimizer, make_optimizer, make_schedule, place_batch
 
 CONFIG = parse_config(
@@ -201,7 +202,7 @@ def updates_on_meshes():
     from jora_tasks.spec import MeshConfig
     from jora_tasks.trainer.lora import lora_axes
     from jora_tasks.trainer.mesh import RULES, make_mesh
-    from jora_tasks.trainer.model import describe, unflatten
+    from jora_tasks.trainer.parameters import describe, unflatten
 
     one = _model()
     batch = _batch(_examples(), 8, 1)

@@ -1,0 +1,168 @@
+"""Every family against transformers and PEFT, on tiny random models whose rows outgrow the window."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jora_tasks.evaluation.generation import generate
+from jora_tasks.spec import LoraConfig
+from jora_tasks.trainer.export import save_adapter
+from jora_tasks.trainer.load import load_model
+from jora_tasks.trainer.loss import answer_loss
+from jora_tasks.trainer.model import head_weight, hidden_states
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+GEMMA = {"head_dim": 16, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}
+WINDOWS = {"sliding_window": 11, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama 2": ("llama", {}),
+    "llama 3": ("llama", {"rope_parameters": LLAMA3}),
+    "smollm2": ("llama", {"tie_word_embeddings": True, "num_attention_heads": 4, "num_key_value_heads": 2}),
+    "mistral": ("mistral", {"sliding_window": 11}),
+    "qwen2": ("qwen2", {}),
+    "qwen2.5 window": ("qwen2", {"use_sliding_window": True, "sliding_window": 11, "max_window_layers": 2}),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "gemma": ("gemma", GEMMA),
+    "gemma 2": (
+        "gemma2",
+        {**GEMMA, **WINDOWS, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma 3": (
+        "gemma3_text",
+        {
+            **GEMMA,
+            **WINDOWS,
+            "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention"],
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        },
+    ),
+    "phi-3": ("phi3", {"sliding_window": 11, "pad_token_id": 0}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_equal_transformers(tiny_model, torch_logits, relative, tokens, family):
+    kind, changes = FAMILIES[family]
+    folder = tiny_model(kind, **changes)
+    assert relative(load_model(folder).logits(tokens), torch_logits(folder, tokens)) < 3e-5
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2.5 window", "qwen3", "gemma 2", "gemma 3", "phi-3"])
+def test_greedy_text_equals_transformers(tiny_model, tokens, family):
+    """Prompts of unequal length in one batch, shorter and longer than the window."""
+    import torch
+    import transformers
+
+    kind, changes = FAMILIES[family]
+    folder = tiny_model(kind, **changes)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    prompts = [tokens[0, :30].tolist(), tokens[1, :7].tolist()]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        whole = oracle.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        expected.append(whole[0, len(prompt) :].tolist())
+    assert len({tuple(answer) for answer in expected}) == 2 and len(set(expected[0])) > 3
+    settings = {"eos_ids": (), "pad_id": 0, "batch_size": 2, "max_new_tokens": 20}
+    assert list(generate(load_model(folder), prompts, **settings)) == expected
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "phi-3"])
+def test_adapters_go_to_peft_and_back(tiny_model, torch_logits, relative, tokens, tmp_path, family):
+    import peft
+    import torch
+    import transformers
+
+    kind, changes = FAMILIES[family]
+    folder = tiny_model(kind, **changes)
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = peft.LoraConfig(r=3, lora_alpha=9, target_modules="all-linear", task_type="CAUSAL_LM")
+    theirs = peft.get_peft_model(base, settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    model = load_model(folder, adapter=tmp_path / "theirs")
+    assert set(model.lora) == set(model.config.projections)
+    logits = model.logits(tokens)
+    assert relative(logits, torch_logits(folder, tokens)) > 1e-2
+    assert relative(logits, torch_logits(folder, tokens, tmp_path / "theirs")) < 3e-5
+    save_adapter(model, tmp_path / "ours", "someone/tiny")
+    assert relative(logits, torch_logits(folder, tokens, tmp_path / "ours")) < 3e-5
+
+
+@pytest.mark.parametrize("family", ["gemma 2", "gemma 3"])
+def test_gradients_equal_peft(tiny_model, relative, tokens, tmp_path, family):
+    import peft
+    import torch
+    import transformers
+
+    kind, changes = FAMILIES[family]
+    folder = tiny_model(kind, **changes)
+    model = load_model(folder, lora=LoraConfig(r=3, lora_alpha=9))
+    drawn = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(5), x.shape), model.lora)
+    model = dataclasses.replace(model, lora=drawn)
+    positions = np.tile(np.arange(4, 39), (3, 1))
+    targets = np.take_along_axis(tokens, positions + 1, axis=1)
+
+    def loss(lora):
+        parts = (model.config, model.lora_config, model.base, lora, tokens)
+        head = head_weight(model.config, model.base)
+        scored = np.ones(targets.shape, bool)
+        return answer_loss(
+            hidden_states(*parts), head, positions, targets, scored, model.config.logit_softcap
+        )[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(model.lora)
+
+    save_adapter(model, tmp_path, "someone/tiny")
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    )
+    oracle = peft.PeftModel.from_pretrained(oracle, tmp_path, is_trainable=True)
+    logits = oracle(torch.tensor(tokens)).logits[:, 4:39].flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(targets).flatten().long(), reduction="sum"
+    )
+    expected.backward()
+    assert float(value) == pytest.approx(expected.item(), rel=1e-5)
+    ours = {
+        f"{layer}.{model.config.projections[name].parent}.{name}.lora_{letter}": one if part == "a" else one.T
+        for name, parts in gradient.items()
+        for letter, part in (("A", "a"), ("B", "b"))
+        for layer, one in enumerate(parts[part])
+    }
+    theirs = {
+        name.removeprefix("base_model.model.model.layers.").replace(".default.weight", ""): one.grad.numpy()
+        for name, one in oracle.named_parameters()
+        if one.requires_grad
+    }
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert relative(ours[name], theirs[name]) < 1e-3, name
