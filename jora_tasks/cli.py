@@ -1,7 +1,8 @@
 """``jora``: one command a stage, and the whole.
 
 Human text and progress bars on a terminal, one JSON object with ``--json``. Exit codes: 0 done,
-1 failed, 2 bad input (one sentence; nothing written).
+1 failed, 2 bad input (one sentence; nothing written), 75 stopped by SIGTERM while training, which saved
+its state and goes on from there when the command is run again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import typer
 from rich.console import Console
 
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.progress import FileSink, LineSink, Progress, RichSink, Sink
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
@@ -282,13 +283,16 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point: turns `InputError` into one sentence and exit code 2."""
+    """Entry point: turns `InputError` and `RunStopped` into one sentence and their exit codes."""
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         app(standalone_mode=True)
     except InputError as error:
         print(f"jora: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+    except RunStopped as error:
+        print(f"jora: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The errors that end a command with one sentence and an exit code of their own."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,22 @@ class InputError(ValueError):
     The message is one sentence that names the field or file and the remedy. Commands print it
     alone, without a traceback, and exit with code 2; nothing has been written by then.
     """
+
+
+class RunStopped(RuntimeError):
+    """A run that ended before its time, for a reason its one sentence tells; its checkpoints are good.
+
+    Commands print the sentence alone and exit with `exit_code`.
+    """
+
+    exit_code = 1
+
+
+class Preempted(RunStopped):
+    """The run was asked to stop by SIGTERM and saved its state; started again, it goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of <sysexits.h>: try again
+
+
+class Diverged(RunStopped, FloatingPointError):
+    """A loss or gradient was not finite."""

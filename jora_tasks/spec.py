@@ -195,13 +195,20 @@ class TrainConfig(Section):
         int, Field(ge=1, le=4096, description="Forward passes summed into one update.")
     ] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1, description="Peak of the schedule.")] = 1e-3
+    schedule: Annotated[
+        Literal["cosine", "linear", "constant"],
+        Field(description="How the learning rate goes on from its peak after the warm-up."),
+    ] = "cosine"
     warmup_ratio: Annotated[
-        float, Field(ge=0, le=1, description="Share of the updates with rising learning rate; cosine after.")
+        float, Field(ge=0, le=1, description="Share of the updates with rising learning rate.")
     ] = 0.05
+    min_learning_rate_ratio: Annotated[
+        float, Field(ge=0, le=1, description="Share of the peak that cosine and linear schedules end at.")
+    ] = 0.0
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decay.")] = 0.0
-    max_grad_norm: Annotated[float, Field(gt=0, description="Gradients are clipped to this global norm.")] = (
-        1.0
-    )
+    max_grad_norm: Annotated[
+        float, Field(ge=0, description="Gradients are clipped to this global norm; 0 clips none.")
+    ] = 1.0
     remat: Annotated[
         Literal["full", "none"],
         Field(
@@ -211,14 +218,44 @@ class TrainConfig(Section):
     checkpoint_every: Annotated[
         int, Field(ge=1, description="Updates between checkpoints; a killed run goes on from the last.")
     ] = 10
+    eval_every: Annotated[
+        int, Field(ge=0, description="Updates between evaluations on the dev questions; 0 makes none.")
+    ] = 0
+    keep: Annotated[
+        Literal["last", "best"],
+        Field(description="Which adapter is published: the last, or the one with the best evaluation."),
+    ] = "last"
+    early_stopping_patience: Annotated[
+        int,
+        Field(
+            ge=0, description="Evaluations without a better one after which training stops; 0 never stops."
+        ),
+    ] = 0
+    tracker: Annotated[
+        Literal["none", "tensorboard", "mlflow"],
+        Field(description="Where the curves are shown while training; metrics.jsonl is always written."),
+    ] = "none"
+    profile_updates: Annotated[
+        int, Field(ge=0, le=100, description="Updates traced with JAX's profiler after the first two.")
+    ] = 0
     seed: Annotated[
         int, Field(ge=0, le=LARGEST_SEED, description="Seed of initialisation, order and dropout.")
     ] = 0
     mesh: MeshConfig = MeshConfig()
 
+    @model_validator(mode="after")
+    def _evaluated_where_asked(self) -> TrainConfig:
+        if not self.eval_every and (self.keep == "best" or self.early_stopping_patience):
+            raise ValueError(
+                "keep: best and early_stopping_patience need evaluations; set eval_every above 0"
+            )
+        return self
+
     def making(self) -> dict[str, Any]:
         """The settings that decide what is made, as JSON: without those of how it is carried out."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every", "mesh"})
+        return self.model_dump(
+            mode="json", exclude={"checkpoint_every", "mesh", "tracker", "profile_updates"}
+        )
 
 
 class EvaluationConfig(Section):

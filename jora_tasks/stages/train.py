@@ -51,8 +51,8 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
 
     def write(folder: Path) -> Mapping[str, Any]:
         from jora_tasks.trainer.card import summarise
-        from jora_tasks.trainer.checkpoint import METRICS, read_metrics
         from jora_tasks.trainer.data import Dataset
+        from jora_tasks.trainer.metrics import METRICS, read_metrics
         from jora_tasks.trainer.train import train_lora
 
         dataset = Dataset.from_prompts(prompts.file("prompts.parquet"), split="train")
@@ -67,7 +67,7 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
             dtype=spec.model.dtype,
             on_step=on_step,
         )
-        return summarise(read_metrics(folder / METRICS), dataset)
+        return summarise(read_metrics(folder / METRICS), dataset, spec.training)
 
     artifact = store.build(
         KIND,

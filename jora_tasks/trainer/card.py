@@ -11,12 +11,15 @@ from jora_tasks.trainer.data import Dataset
 LAST_SHARE = 10  # the final loss is over the last tenth of the updates: one alone is noise
 
 
-def summarise(metrics: Sequence[Mapping[str, Any]], dataset: Dataset) -> dict[str, Any]:
+def summarise(
+    metrics: Sequence[Mapping[str, Any]], dataset: Dataset, training: TrainConfig
+) -> dict[str, Any]:
     """A run in figures, from its ``metrics.jsonl``.
 
     Returns:
       steps, epochs, examples, tokens (seen, padding not counted), scored_tokens, final_loss (mean over
-      the scored tokens of the last tenth of the updates), seconds and tokens_per_second.
+      the scored tokens of the last tenth of the updates), seconds and tokens_per_second; where there were
+      evaluations, kept_step and eval_loss: the update whose adapter is published, and its evaluation loss.
     """
     last = metrics[-max(1, len(metrics) // LAST_SHARE) :]
     scored = sum(line["scored_tokens"] for line in last)
@@ -31,13 +34,28 @@ def summarise(metrics: Sequence[Mapping[str, Any]], dataset: Dataset) -> dict[st
         "final_loss": sum(line["loss"] * line["scored_tokens"] for line in last) / scored,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
+        **_kept([line for line in metrics if "eval_loss" in line], training),
     }
+
+
+def _kept(evaluations: Sequence[Mapping[str, Any]], training: TrainConfig) -> dict[str, Any]:
+    if not evaluations:
+        return {}
+    best = min(evaluations, key=lambda line: line["eval_loss"])  # the first of equals
+    kept = best if training.keep == "best" else evaluations[-1]
+    return {"kept_step": kept["step"], "eval_loss": kept["eval_loss"]}
 
 
 def model_card(base_name: str, lora: LoraConfig, training: TrainConfig, summary: Mapping[str, Any]) -> str:
     """The card as Markdown with the Hub's front matter. It holds no local path and no date."""
     scale = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
     batch = training.batch_size * training.gradient_accumulation
+    evaluation = (
+        f"\n| Evaluation loss, after update | {summary['eval_loss']:.4f}, {summary['kept_step']:,} |"
+        if "eval_loss" in summary
+        else ""
+    )
+    clipping = f"{training.max_grad_norm:g}" if training.max_grad_norm else "none"
     return f"""---
 base_model: {base_name}
 library_name: peft
@@ -57,10 +75,10 @@ tags:
 | Tokens seen, of them scored | {summary["tokens"]:,}, {summary["scored_tokens"]:,} |
 | Examples in an update | {batch:,} |
 | Optimizer | AdamW |
-| Learning rate | {training.learning_rate:g}, warm-up {training.warmup_ratio:.0%}, then cosine |
-| Weight decay, gradient norm limit | {training.weight_decay:g}, {training.max_grad_norm:g} |
+| Learning rate | {training.learning_rate:g}, warm-up {training.warmup_ratio:.0%}, then {training.schedule} |
+| Weight decay, gradient norm limit | {training.weight_decay:g}, {clipping} |
 | Seed | {training.seed} |
-| Final training loss | {summary["final_loss"]:.4f} |
+| Final training loss | {summary["final_loss"]:.4f} |{evaluation}
 
 ```python
 from peft import PeftModel

@@ -1,34 +1,35 @@
 """Checkpoints of a run, and the proof that they are of this run.
 
 A work folder holds ``run.json`` (what the run is made of), ``metrics.jsonl`` (one line an update),
-``checkpoints/`` (Orbax; each appears by a rename, so it is whole or absent) and ``seals.json`` (a digest
-of the run, the checkpoint's files and the metrics up to it, for each checkpoint). A checkpoint that is
-not as it was sealed is set aside in ``damaged/`` and the one before it counts; a folder of another run
-is refused rather than mixed in or wiped.
+``checkpoints/`` (Orbax; each appears by a rename, so it is whole or absent) and ``seals/`` (for each
+checkpoint a digest of the run, the checkpoint's files and the metrics up to it). Checkpoints are written
+and then sealed in the background. One that is not as it was sealed is set aside in ``damaged/`` and the
+one before it counts; a folder of another run is refused rather than mixed in or wiped.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import jax.numpy as jnp
 
-from jora_tasks.artifacts import digest_bytes, digest_folder, digest_json, write_text
-from jora_tasks.errors import InputError
+from jora_tasks.artifacts import digest_folder, digest_json, write_text
+from jora_tasks.errors import InputError, RunStopped
+from jora_tasks.trainer.metrics import METRICS, MetricsLog, digest_lines
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
-RUN, METRICS, CHECKPOINTS = "run.json", "metrics.jsonl", "checkpoints"
-SEALS, DAMAGED = "seals.json", "damaged"
+RUN, CHECKPOINTS, SEALS, DAMAGED = "run.json", "checkpoints", "seals", "damaged"
 KEPT = 2
 
 _log = logging.getLogger(__name__)
@@ -36,11 +37,23 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run is: updates done, and the next update's epoch and place in it."""
+    """Where a run is.
+
+    Attributes:
+      step: updates done.
+      epoch: of the next update.
+      index: the next update's place in its epoch.
+      best_loss: lowest evaluation loss so far; None before the first evaluation.
+      best_step: the update after which it was measured.
+      stale: evaluations since then.
+    """
 
     step: int
     epoch: int
     index: int
+    best_loss: float | None = None
+    best_step: int = 0
+    stale: int = 0
 
 
 class WorkFolder:
@@ -51,11 +64,13 @@ class WorkFolder:
 
     Raises:
       InputError: if the folder holds another run; names what differs.
+
+    Attributes:
+      saved: the update of the newest checkpoint that is whole and sealed; None without one.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path.resolve()
-        self.metrics_file = self.path / METRICS
         identity = json.loads(json.dumps(identity))
         record = self.path / RUN
         if record.is_file():
@@ -74,9 +89,17 @@ class WorkFolder:
         else:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(record, json.dumps(identity, indent=2) + "\n")
+        self.saved: int | None = None
         self._digest = digest_json(identity)
+        self._metrics = MetricsLog(self.path / METRICS)
+        self._sealing: threading.Thread | None = None
+        self._failure: Exception | None = None
         self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
         self._manager = self._open_manager()
+
+    @property
+    def metrics_file(self) -> Path:
+        return self._metrics.file
 
     def _open_manager(self) -> ocp.CheckpointManager:
         import orbax.checkpoint as ocp
@@ -87,27 +110,49 @@ class WorkFolder:
                 max_to_keep=KEPT,
                 create=True,
                 cleanup_tmp_directories=True,  # what a kill in the middle of a save left
-                enable_async_checkpointing=False,
+                enable_async_checkpointing=True,
             ),
         )
 
     def save(self, position: Position, state: Any) -> None:
-        """Keep the state after ``position.step`` updates, once the metrics up to it are on disk."""
+        """Begin to keep the state after ``position.step`` updates, whose metrics are recorded.
+
+        Returns once the state is on the host, and waits for the save before, if that is still under way.
+
+        Args:
+          state: tree of arrays that no later update is given to overwrite before this returns.
+
+        Raises:
+          RunStopped: if this save or the one before it failed, as on a full disk.
+        """
         import orbax.checkpoint as ocp
 
-        if self.metrics_file.exists():
-            with self.metrics_file.open("rb") as file:
-                os.fsync(file.fileno())
-        about = {"epoch": position.epoch, "index": position.index}
-        self._manager.save(
-            position.step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(about)),
+        self.finish()
+        with self._failures_explained(position.step):
+            self._manager.save(
+                position.step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(asdict(position))
+                ),
+                force=True,  # whatever Orbax's own schedule says
+            )
+        self._sealing = threading.Thread(
+            target=self._seal_when_written, args=(position.step, self._metrics.digest()), name="seal"
         )
-        kept = {str(step) for step in self._manager.all_steps()}
-        earlier = _read_object(self.path / SEALS)
-        seals = {step: seal for step, seal in earlier.items() if step in kept}
-        seals[str(position.step)] = self._seal(position.step)
-        write_text(self.path / SEALS, json.dumps(seals, indent=2) + "\n")
+        self._sealing.start()
+
+    def finish(self) -> None:
+        """Wait for the save under way.
+
+        Raises:
+          RunStopped: if it failed.
+        """
+        if self._sealing is not None:
+            self._sealing.join()
+            self._sealing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def restore(self, like: Any) -> tuple[Position, Any] | None:
         """The newest checkpoint that can be read, or None; cuts the metrics back to it.
@@ -130,42 +175,79 @@ class WorkFolder:
                 self._set_aside(step, f"Orbax: {' '.join(str(error).split())[:200]}")
                 self._manager = self._open_manager()
                 continue
-            write_text(self.metrics_file, "".join(self._metrics_until(step)))
-            about = restored["run"]
-            return Position(step, about["epoch"], about["index"]), restored["state"]
-        write_text(self.metrics_file, "")
+            self._metrics.cut(step)
+            self.saved = step
+            return Position(**restored["run"]), restored["state"]
+        self._metrics.cut(0)
         return None
 
     def record(self, metrics: Mapping[str, Any]) -> None:
-        """Append one update's metrics."""
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Append one update's metrics.
+
+        Raises:
+          RunStopped: if they cannot be written, as on a full disk.
+        """
+        with self._failures_explained(metrics["step"]):
+            self._metrics.append(metrics)
 
     def close(self) -> None:
-        """Wait for what Orbax has under way and free it."""
-        self._manager.close()
+        """Wait for what is under way and free it; a failure, if `finish` was not asked, is only logged."""
+        try:
+            self.finish()
+        except RunStopped as failure:
+            _log.warning("%s", failure)
+        self._metrics.close()
+        with contextlib.suppress(Exception):  # Orbax tells of the same failure again
+            self._manager.close()
 
-    def _metrics_until(self, step: int) -> list[str]:
-        """The first ``step`` lines of the metrics, or as many as there are."""
-        if not self.metrics_file.exists():
-            return []
-        return self.metrics_file.read_text(errors="replace").splitlines(keepends=True)[:step]
+    def last_saved(self) -> str:
+        """In words, for a message: where a run that stopped now goes on from."""
+        with contextlib.suppress(RunStopped):
+            self.finish()
+        if self.saved is None:
+            return f"no checkpoint is in {self.path} yet"
+        return f"the last good checkpoint is of update {self.saved}, in {self.path}"
 
-    def _seal(self, step: int) -> str | None:
-        """What must not change until a checkpoint is read again; None without the metrics up to it."""
-        metrics = self._metrics_until(step)
-        if len(metrics) < step:
-            return None
-        files = digest_folder(self.path / CHECKPOINTS / str(step))
-        return digest_json([self._digest, files, digest_bytes("".join(metrics).encode())])
+    def _seal_when_written(self, step: int, metrics: str) -> None:
+        try:
+            with self._failures_explained(step):
+                self._metrics.sync()
+                self._manager.wait_until_finished()
+                seals = self.path / SEALS
+                seals.mkdir(exist_ok=True)
+                write_text(seals / str(step), self._seal(step, metrics))
+                self.saved = step
+                for old in seals.iterdir():
+                    if not (self.path / CHECKPOINTS / old.name).is_dir():
+                        old.unlink()
+        except Exception as error:
+            self._failure = error
+
+    @contextlib.contextmanager
+    def _failures_explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            before = f"of update {self.saved} is good" if self.saved is not None else "has yet to come"
+            raise RunStopped(
+                f"update {step} could not be kept in {self.path}: {_reason(error)}; the last checkpoint "
+                f"{before}, so mend this and run it again to go on from there."
+            ) from error
+
+    def _seal(self, step: int, metrics: str) -> str:
+        """What must not change until a checkpoint is read again."""
+        return digest_json([self._digest, digest_folder(self.path / CHECKPOINTS / str(step)), metrics])
 
     def _set_damaged_aside(self) -> None:
-        seals = _read_object(self.path / SEALS)
         for folder in sorted((self.path / CHECKPOINTS).glob("*")):
-            if folder.name.isdigit():
-                seal = seals.get(folder.name)
-                if seal is None or seal != self._seal(int(folder.name)):
-                    self._set_aside(int(folder.name), "its files or metrics are not those that were saved")
+            if not folder.name.isdigit():
+                continue
+            step, seal = int(folder.name), self.path / SEALS / folder.name
+            metrics = digest_lines(self.metrics_file, step)
+            if not seal.is_file():
+                self._set_aside(step, "it was not finished")
+            elif metrics is None or seal.read_text(errors="replace") != self._seal(step, metrics):
+                self._set_aside(step, "its files or metrics are not those that were saved")
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.path / DAMAGED / str(step)
@@ -175,6 +257,20 @@ class WorkFolder:
         _log.warning("checkpoint %d cannot be used (%s); it is set aside in %s", step, reason, aside.parent)
 
 
+def _reason(error: BaseException) -> str:
+    """The system's own words where the error, or one behind it, has them: TensorStore only quotes them."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror.lower()
+        if quoted := re.search(
+            r"no space left on device|disk quota exceeded|file too large", str(seen), re.I
+        ):
+            return quoted[0].lower()
+        seen = seen.__cause__ or seen.__context__
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is none."""
     try:
@@ -182,34 +278,6 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The metrics of a ``metrics.jsonl``; a line torn by a kill is left out, and none is no error."""
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
-
-
-def fingerprint(tree: Any) -> str:
-    """``sha256:<hex>`` that tells weights apart, computed where they lie.
-
-    Each array enters by its path, shape, dtype and the sum of its bit patterns modulo 2**32, which
-    does not depend on order or sharding.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    sums = jax.jit(lambda arrays: [_sum_of_bits(array) for array in arrays])([leaf for _, leaf in leaves])
-    return digest_json(
-        [
-            [jax.tree_util.keystr(path), list(leaf.shape), str(leaf.dtype), int(total)]
-            for (path, leaf), total in zip(leaves, sums, strict=True)
-        ]
-    )
-
-
-def _sum_of_bits(array: jax.Array) -> jax.Array:
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[array.dtype.itemsize]
-    return jnp.sum(jax.lax.bitcast_convert_type(array, unsigned), dtype=jnp.uint32)
 
 
 def _abstract(leaf: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from jora_tasks.spec import LoraConfig, TrainConfig
@@ -21,34 +21,39 @@ from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.loss import answer_loss
 from jora_tasks.trainer.mesh import sharding
 from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
+from jora_tasks.trainer.optimizer import make_optimizer, make_schedule
 
 Tree = Any
 Step = Callable[..., tuple[Tree, Tree, dict[str, Array]]]
 
 
-def make_schedule(training: TrainConfig, total_steps: int) -> optax.Schedule:
-    """Linear warm-up to the peak, then a cosine to zero.
+def make_loss(
+    config: DecoderConfig, lora_config: LoraConfig, training: TrainConfig, mesh: Mesh | None = None
+) -> Callable[..., tuple[Array, Int[Array, ""]]]:
+    """The loss of one micro-batch (B rows, no axis of micro-batches) as a pure function.
 
-    The first of w warm-up updates has peak / (w + 1), so none is spent at rate zero; update w has the
-    peak. E.g. peak 1, w = 3, 9 updates: 0.25, 0.5, 0.75, 1, ..., 0.067.
+    Returns:
+      ``loss(lora, base, micro, key)``: f32 summed loss of the scored tokens, and their number. ``key``
+      seeds dropout; None is without.
     """
-    peak = training.learning_rate
-    warmup = min(round(training.warmup_ratio * total_steps), total_steps - 1)
-    return optax.join_schedules(
-        [
-            optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1)),
-            optax.cosine_decay_schedule(peak, total_steps - warmup),
-        ],
-        [warmup],
-    )
 
+    def loss(lora: Tree, base: Tree, micro: Batch, key: Array | None) -> tuple[Array, Int[Array, ""]]:
+        hidden = hidden_states(
+            config,
+            lora_config,
+            base,
+            lora,
+            micro.tokens,
+            dropout_key=key,
+            remat=training.remat,
+            mesh=mesh,
+        )
+        head = head_weight(config, base)
+        return answer_loss(
+            hidden, head, micro.positions, micro.targets, micro.scored, softcap=config.logit_softcap
+        )
 
-def make_optimizer(training: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind clipping by the global norm."""
-    return optax.chain(
-        optax.clip_by_global_norm(training.max_grad_norm),
-        optax.adamw(make_schedule(training, total_steps), weight_decay=training.weight_decay),
-    )
+    return loss
 
 
 def make_step(
@@ -70,21 +75,7 @@ def make_step(
     optimizer = make_optimizer(training, total_steps)
     schedule = make_schedule(training, total_steps)
 
-    def summed_loss(lora: Tree, base: Tree, micro: Batch, key: Array | None) -> tuple[Array, Int[Array, ""]]:
-        hidden = hidden_states(
-            config,
-            lora_config,
-            base,
-            lora,
-            micro.tokens,
-            dropout_key=key,
-            remat=training.remat,
-            mesh=mesh,
-        )
-        head = head_weight(config, base)
-        return answer_loss(
-            hidden, head, micro.positions, micro.targets, micro.scored, softcap=config.logit_softcap
-        )
+    summed_loss = make_loss(config, lora_config, training, mesh)
 
     def step(
         lora: Tree, opt_state: Tree, base: Tree, batch: Batch, number: Int[Array, ""]
@@ -136,13 +127,16 @@ def compile_step(
     return compiled.lower(*state, model.base, batch, jnp.int32(0)).compile()
 
 
-def init_optimizer(model: LanguageModel, training: TrainConfig, total_steps: int) -> Tree:
-    """The optimizer's first state: moments where the adapter's arrays are, scalars on every device."""
-    state = make_optimizer(training, total_steps).init(model.lora)
-    if model.mesh is None:
-        return state
-    everywhere = NamedSharding(model.mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, everywhere), state)
+def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> Callable[..., Any]:
+    """Compile ``loss(lora, base, batch)`` for this batch's shape, its one micro-batch without dropout."""
+    if model.lora is None or model.lora_config is None:
+        raise ValueError("the model has no adapter to evaluate; load it with lora= or adapter=")
+    loss = make_loss(model.config, model.lora_config, training, model.mesh)
+
+    def evaluate(lora: Tree, base: Tree, batch: Batch) -> tuple[Array, Int[Array, ""]]:
+        return loss(lora, base, Batch(*(array[0] for array in batch)), None)
+
+    return jax.jit(evaluate).lower(model.lora, model.base, batch).compile()
 
 
 def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:

@@ -7,34 +7,32 @@ was never killed.
 
 from __future__ import annotations
 
-import math
+import contextlib
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jora_tasks.artifacts import atomic_folder
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
-from jora_tasks.trainer.batches import Batches, Update
+from jora_tasks.trainer.batches import Batches
 from jora_tasks.trainer.card import model_card, summarise
-from jora_tasks.trainer.checkpoint import METRICS, Position, WorkFolder, fingerprint, read_metrics
+from jora_tasks.trainer.checkpoint import WorkFolder
 from jora_tasks.trainer.config import DecoderConfig
-from jora_tasks.trainer.data import Dataset, Example
+from jora_tasks.trainer.data import Dataset
 from jora_tasks.trainer.export import check_base_name, save_adapter
-from jora_tasks.trainer.flops import peak_flops, step_flops
+from jora_tasks.trainer.fingerprint import fingerprint
+from jora_tasks.trainer.heldout import HeldOut
 from jora_tasks.trainer.load import load_model
+from jora_tasks.trainer.lock import sole_use
+from jora_tasks.trainer.loop import Loop, OnStep
 from jora_tasks.trainer.mesh import batch_multiple, make_mesh
+from jora_tasks.trainer.metrics import METRICS, read_metrics
 from jora_tasks.trainer.model import LanguageModel
-from jora_tasks.trainer.step import Step, compile_step, init_optimizer, place_batch
-
-OnStep = Callable[[Mapping[str, Any]], None]
+from jora_tasks.trainer.profiling import Profile
+from jora_tasks.trainer.sigterm import stop_on_sigterm
 
 CARD = "README.md"
 
@@ -50,6 +48,8 @@ def train_lora(
     dtype: str = "float32",
     on_step: OnStep | None = None,
     work: str | Path | None = None,
+    held_out: Dataset | None = None,
+    profile: str | Path | None = None,
 ) -> Path:
     """Train an adapter and write it as a PEFT folder, with its card and ``metrics.jsonl``.
 
@@ -65,16 +65,22 @@ def train_lora(
       dtype: of the frozen base, where ``model`` is a folder.
       on_step: called after each update with its metrics, ``total_steps`` and ``eta_seconds``.
       work: folder of checkpoints; default a hidden sibling of ``output``, removed at the end.
+      held_out: examples of the evaluation loss, where ``training.eval_every`` asks for one.
+      profile: folder of the trace, where ``training.profile_updates`` asks for one.
 
     Returns:
       ``output``.
 
     Raises:
       InputError: for an argument of another type, an output folder in use, a batch that does not split
-        over the mesh, an example that the model cannot read, or a work folder of another run.
-      FloatingPointError: if a loss or gradient is not finite; names the update and its examples.
+        over the mesh or fit in memory, an example that the model cannot read, or a work folder of another
+        run or under another trainer.
+      Diverged: if a loss or gradient is not finite; names the update, its examples and the last checkpoint.
+      Preempted: after SIGTERM in the main thread, once the state is saved.
+      RunStopped: if a checkpoint cannot be written, as on a full disk.
     """
     _check_arguments(model, dataset, lora, training, output, on_step, work)
+    _check_options(training, held_out, profile)
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
@@ -87,28 +93,51 @@ def train_lora(
             f"training.batch_size {training.batch_size} does not split over data x fsdp = "
             f"{batch_multiple(mesh)} devices of training.mesh; make it a multiple."
         )
-    if not isinstance(model, LanguageModel):
-        model = load_model(model, dtype, lora=lora, mesh=mesh, seed=training.seed)
-    if model.lora is None or model.lora_config != lora:
-        raise InputError(
-            f"the loaded model's adapter is {model.lora_config}, not the lora given; "
-            "load it with load_model(folder, lora=lora)."
-        )
-    _check_fits(dataset, model.config)
     folder = Path(work) if work else output.with_name(f".{output.name}.training")
-    state = WorkFolder(folder, _identity(model, dataset, lora, training))
-    try:
-        trained = _train(model, dataset, training, state, on_step)
-    finally:
-        state.close()
-    summary = summarise(read_metrics(state.metrics_file), dataset)
-    with atomic_folder(output) as temporary:
-        save_adapter(trained, temporary, base_name)
-        (temporary / CARD).write_text(model_card(base_name, lora, training, summary), encoding="utf-8")
-        shutil.copyfile(state.metrics_file, temporary / METRICS)
-    if work is None:
-        shutil.rmtree(folder)
+    with contextlib.ExitStack() as locks:
+        locks.enter_context(sole_use(output, "output"))
+        if work:
+            locks.enter_context(sole_use(folder, "work"))
+        if not isinstance(model, LanguageModel):
+            model = load_model(model, dtype, lora=lora, mesh=mesh, seed=training.seed)
+        if model.lora is None or model.lora_config != lora:
+            raise InputError(
+                f"the loaded model's adapter is {model.lora_config}, not the lora given; "
+                "load it with load_model(folder, lora=lora)."
+            )
+        for examples in (dataset, held_out):
+            if examples is not None:
+                _check_fits(examples, model.config)
+        state = WorkFolder(folder, _identity(model, dataset, held_out, lora, training))
+        try:
+            trained = _train(model, dataset, held_out, training, state, on_step, profile)
+        finally:
+            state.close()
+        summary = summarise(read_metrics(state.metrics_file), dataset, training)
+        with atomic_folder(output) as temporary:
+            save_adapter(trained, temporary, base_name)
+            (temporary / CARD).write_text(model_card(base_name, lora, training, summary), encoding="utf-8")
+            shutil.copyfile(state.metrics_file, temporary / METRICS)
+        if work is None:
+            shutil.rmtree(folder)
     return output
+
+
+def _train(
+    model: LanguageModel,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    training: TrainConfig,
+    work: WorkFolder,
+    on_step: OnStep | None,
+    profile: str | Path | None,
+) -> LanguageModel:
+    batches = Batches(dataset, training.batch_size, training.gradient_accumulation, training.seed)
+    evaluation = HeldOut(model, held_out, training) if held_out and training.eval_every else None
+    trace = Profile(Path(profile or work.path / "profile"), training.profile_updates)
+    with stop_on_sigterm() as stop:
+        loop = Loop(model, batches, training, work, stop, trace, held_out=evaluation, on_step=on_step)
+        return loop.run()
 
 
 def _check_arguments(
@@ -140,6 +169,20 @@ def _check_arguments(
             raise InputError(f"{name} {place} is below the file {file}; give a folder that can be made.")
 
 
+def _check_options(training: TrainConfig, held_out: object, profile: object) -> None:
+    if not isinstance(held_out, Dataset | None):
+        raise InputError(
+            f"held_out is of type {type(held_out).__name__}; give what load_dataset made, or None."
+        )
+    if not isinstance(profile, str | Path | None):
+        raise InputError(f"profile is of type {type(profile).__name__}; give the path of a folder, or None.")
+    if training.eval_every and held_out is None:
+        raise InputError(
+            "training.eval_every asks for evaluations, but there are no held-out examples; "
+            "give held_out, or set training.eval_every to 0."
+        )
+
+
 def _mesh(config: MeshConfig) -> Mesh | None:
     return None if config == MeshConfig() else make_mesh(config)
 
@@ -159,93 +202,18 @@ def _check_fits(dataset: Dataset, config: DecoderConfig) -> None:
 
 
 def _identity(
-    model: LanguageModel, dataset: Dataset, lora: LoraConfig, training: TrainConfig
+    model: LanguageModel,
+    dataset: Dataset,
+    held_out: Dataset | None,
+    lora: LoraConfig,
+    training: TrainConfig,
 ) -> dict[str, Any]:
+    evaluated = held_out is not None and training.eval_every > 0
     return {
         **{f"lora.{key}": value for key, value in lora.model_dump(mode="json").items()},
         **{f"training.{key}": value for key, value in training.making().items()},
         "dataset": dataset.digest,
+        "held-out dataset": held_out.digest if held_out is not None and evaluated else None,
         "base weights": fingerprint(model.base),
         "first adapter": fingerprint(model.lora),
-    }
-
-
-def _train(
-    model: LanguageModel, dataset: Dataset, training: TrainConfig, work: WorkFolder, on_step: OnStep | None
-) -> LanguageModel:
-    """Do the updates that are not done yet; returns the model with the trained adapter."""
-    batches = Batches(dataset, training.batch_size, training.gradient_accumulation, training.seed)
-    total = training.epochs * batches.per_epoch
-    opt_state = init_optimizer(model, training, total)
-    lora = jax.tree.map(jnp.copy, model.lora)  # the caller's own is not donated
-    position = Position(0, 0, 0)
-    restored = work.restore((lora, opt_state))
-    if restored is not None:
-        position, (lora, opt_state) = restored
-
-    peak = peak_flops(jax.tree.leaves(model.lora)[0].devices())
-    rows = training.batch_size * training.gradient_accumulation
-    left = rows * sum(update.length for update, *_ in _remaining(batches, position, training.epochs))
-    computed, spent = 0, 0.0
-    programs: dict[int, Step] = {}
-    for update, number, epoch, after in _remaining(batches, position, training.epochs):
-        batch = place_batch(batches.arrays(update), model.mesh)
-        if update.length not in programs:
-            programs[update.length] = compile_step(model, training, total, opt_state, batch)
-        started = time.perf_counter()
-        lora, opt_state, measured = programs[update.length](
-            lora, opt_state, model.base, batch, jnp.int32(number)
-        )
-        figures = {name: float(measured[name]) for name in ("loss", "learning_rate", "grad_norm")}
-        seconds = time.perf_counter() - started
-        examples = [dataset.examples[index] for index in update.indices]
-        if not all(map(math.isfinite, figures.values())):
-            raise FloatingPointError(
-                f"update {after.step} has loss {figures['loss']} and gradient norm "
-                f"{figures['grad_norm']}; its examples are {', '.join(example.id for example in examples)}; "
-                "lower training.learning_rate or look at these examples."
-            )
-        metrics = {
-            "step": after.step,
-            "epoch": epoch,
-            **figures,
-            **_speed(model, examples, seconds, peak),
-        }
-        work.record(metrics)
-        if after.step % training.checkpoint_every == 0 or after.step == total:
-            work.save(after, (lora, opt_state))
-        computed, spent = computed + update.length * rows, spent + seconds
-        if on_step is not None:
-            eta = (left - computed) * spent / computed
-            on_step({**metrics, "total_steps": total, "eta_seconds": round(eta, 1)})
-    return replace(model, lora=lora)
-
-
-def _remaining(
-    batches: Batches, position: Position, epochs: int
-) -> Iterator[tuple[Update, int, int, Position]]:
-    """The updates from a position on: each with its number and epoch, and the position after it."""
-    number, index = position.step, position.index
-    for epoch in range(position.epoch, epochs):
-        updates = batches.epoch(epoch)
-        for place in range(index, len(updates)):
-            after = (epoch, place + 1) if place + 1 < len(updates) else (epoch + 1, 0)
-            yield updates[place], number, epoch, Position(number + 1, *after)
-            number += 1
-        index = 0
-
-
-def _speed(
-    model: LanguageModel, examples: Sequence[Example], seconds: float, peak: float | None
-) -> dict[str, Any]:
-    """Tokens of an update, without padding, and how fast they were."""
-    lengths = [len(example.input_ids) for example in examples]
-    scored = int(sum(example.scored.sum() for example in examples))
-    flops = step_flops(model.config, model.lora_config or LoraConfig(), lengths, scored)
-    return {
-        "tokens": sum(lengths),
-        "scored_tokens": scored,
-        "tokens_per_second": sum(lengths) / seconds,
-        "mfu_4n": None if peak is None else flops / seconds / peak,
-        "seconds": seconds,
     }

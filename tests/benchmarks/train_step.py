@@ -48,7 +48,8 @@ def _ours(model: str, adapter: str, tokens: Any, prompt: int) -> tuple[list[floa
     from jora_tasks.trainer.batches import Batches
     from jora_tasks.trainer.data import Dataset, Example
     from jora_tasks.trainer.load import load_model
-    from jora_tasks.trainer.step import compile_step, init_optimizer, place_batch
+    from jora_tasks.trainer.optimizer import init_optimizer
+    from jora_tasks.trainer.step import compile_step, place_batch
 
     rows = len(tokens)
     training = TrainConfig(batch_size=rows, learning_rate=LEARNING_RATE, warmup_ratio=0.0)

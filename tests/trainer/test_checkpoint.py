@@ -14,14 +14,13 @@ from jora_tasks.trainer.checkpoint import (
     CHECKPOINTS,
     DAMAGED,
     KEPT,
-    METRICS,
     RUN,
     SEALS,
     Position,
     WorkFolder,
-    fingerprint,
-    read_metrics,
 )
+from jora_tasks.trainer.fingerprint import fingerprint
+from jora_tasks.trainer.metrics import METRICS, read_metrics
 
 IDENTITY = {"lora.r": 4, "training.seed": 0, "lora.target_modules": ("q_proj",)}
 
@@ -49,11 +48,16 @@ def _go(work, steps, first=1):
         work.record({"step": step, "loss": 0.1 * step})
 
 
+def _save(work, position, state):
+    work.save(position, state)
+    work.finish()
+
+
 def test_state_and_position_come_back_bit_for_bit(open_folder):
     work = open_folder()
     assert work.restore(_state()) is None
     _go(work, 3)
-    work.save(Position(3, 1, 2), _state(0.7))
+    _save(work, Position(3, 1, 2), _state(0.7))
     position, state = open_folder().restore(_state())
     assert position == Position(3, 1, 2)
     jax.tree.map(np.testing.assert_array_equal, state, _state(0.7))
@@ -63,7 +67,7 @@ def test_state_and_position_come_back_bit_for_bit(open_folder):
 def test_metrics_are_cut_back_to_the_checkpoint(open_folder):
     work = open_folder()
     _go(work, 2)
-    work.save(Position(2, 0, 2), _state(1.0))
+    _save(work, Position(2, 0, 2), _state(1.0))
     _go(work, 5, first=3)
     with work.metrics_file.open("a") as file:
         file.write('{"step": 6, "l')
@@ -75,12 +79,12 @@ def test_metrics_are_cut_back_to_the_checkpoint(open_folder):
 def test_a_checkpoint_without_its_metrics_is_not_used(open_folder):
     work = open_folder()
     _go(work, 1)
-    work.save(Position(2, 0, 2), _state(1.0))
+    _save(work, Position(2, 0, 2), _state(1.0))
     again = open_folder()
     assert again.restore(_state()) is None
     assert read_metrics(again.metrics_file) == []
     _go(again, 1)
-    again.save(Position(1, 0, 1), _state(2.0))
+    _save(again, Position(1, 0, 1), _state(2.0))
     assert open_folder().restore(_state())[0] == Position(1, 0, 1)
 
 
@@ -88,7 +92,7 @@ def test_the_newest_checkpoint_counts_and_few_are_kept(open_folder):
     work = open_folder()
     _go(work, 4)
     for step in range(1, 5):
-        work.save(Position(step, 0, step), _state(float(step)))
+        _save(work, Position(step, 0, step), _state(float(step)))
     assert len(list((work.path / CHECKPOINTS).iterdir())) == KEPT
     position, state = open_folder().restore(_state())
     assert position.step == 4
@@ -113,7 +117,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path, open_folder):
 def test_checkpoints_moved_in_from_another_run_are_not_used(tmp_path, open_folder, caplog):
     other = WorkFolder(tmp_path / "other", {**IDENTITY, "training.seed": 1})
     _go(other, 1)
-    other.save(Position(1, 0, 1), _state(1.0))
+    _save(other, Position(1, 0, 1), _state(1.0))
     other.close()
     work = open_folder()
     shutil.rmtree(work.path / CHECKPOINTS)
@@ -148,7 +152,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, open_folder, c
     work = open_folder()
     for step in (1, 2):
         _go(work, step, first=step)
-        work.save(Position(step, 0, step), _state(float(step)))
+        _save(work, Position(step, 0, step), _state(float(step)))
     damage(work.path / CHECKPOINTS / "2")
     again = open_folder()
     position, state = again.restore(_state())
@@ -157,7 +161,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, open_folder, c
     assert [line["step"] for line in read_metrics(again.metrics_file)] == [1]
     assert damage is shutil.rmtree or "checkpoint 2 cannot be used" in caplog.text
     _go(again, 2, first=2)
-    again.save(Position(2, 0, 2), _state(2.5))
+    _save(again, Position(2, 0, 2), _state(2.5))
     assert float(open_folder().restore(_state())[1][0]["a"][0, 0]) == 2.5
 
 
@@ -167,7 +171,7 @@ def test_where_no_checkpoint_is_whole_the_run_starts_afresh(damaged, open_folder
     run = (work.path / RUN).read_text()
     _go(work, 2)
     for step in (1, 2):
-        work.save(Position(step, 0, step), _state(float(step)))
+        _save(work, Position(step, 0, step), _state(float(step)))
     _overwrite(work.path / damaged)
     (work.path / RUN).write_text(run)
     again = open_folder()
@@ -178,7 +182,7 @@ def test_where_no_checkpoint_is_whole_the_run_starts_afresh(damaged, open_folder
 def test_a_state_of_another_shape_is_not_forced_into_this_one(open_folder, caplog):
     work = open_folder()
     _go(work, 1)
-    work.save(Position(1, 0, 1), {"a": jnp.ones((2, 3))})
+    _save(work, Position(1, 0, 1), {"a": jnp.ones((2, 3))})
     assert open_folder().restore({"a": jnp.ones((2, 4))}) is None
     assert "checkpoint 1 cannot be used (Orbax: " in caplog.text
 

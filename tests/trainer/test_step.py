@@ -19,8 +19,9 @@ from jora_tasks.trainer.config import parse_config
 from jora_tasks.trainer.data import Dataset, Example
 from jora_tasks.trainer.lora import init_lora
 from jora_tasks.trainer.model import LanguageModel
+from jora_tasks.trainer.optimizer import init_optimizer, make_optimizer, make_schedule
 from jora_tasks.trainer.parameters import init_base
-from jora_tasks.trainer.step import compile_step, init_optimizer, make_optimizer, make_schedule, place_batch
+from jora_tasks.trainer.step import compile_step, place_batch
 
 CONFIG = parse_config(
     {

@@ -1,0 +1,62 @@
+"""Out of memory, told as one sentence that names the longest example."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from jora_tasks.errors import InputError
+from jora_tasks.trainer.data import Example
+
+
+@contextlib.contextmanager
+def fitting(examples: Sequence[Example], rows: int) -> Iterator[None]:
+    """Turn a device's refusal of memory into an error of the user's.
+
+    Args:
+      examples: those of the batch that is compiled or computed.
+      rows: examples in a forward pass.
+
+    Raises:
+      InputError: naming the longest of the examples.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(_sentence(examples, rows)) from error
+
+
+def check_program(compiled: Any, examples: Sequence[Example], rows: int) -> None:
+    """Hold what a compiled program will take against what its device has, where both are known.
+
+    Raises:
+      InputError: if it cannot run; names the longest of the examples.
+    """
+    analysis = compiled.memory_analysis()
+    device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
+    statistics = device.memory_stats() or {}
+    if analysis is None or "bytes_limit" not in statistics:
+        return
+    needed = (
+        analysis.argument_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.temp_size_in_bytes
+    )
+    if needed > statistics["bytes_limit"]:
+        limit = statistics["bytes_limit"]
+        raise InputError(_sentence(examples, rows, f" ({needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB)"))
+
+
+def _sentence(examples: Sequence[Example], rows: int, figures: str = "") -> str:
+    longest = max(examples, key=lambda example: len(example.input_ids))
+    return (
+        f"example {longest.id} of {len(longest.input_ids):,} tokens does not fit in the device's memory "
+        f"with training.batch_size {rows}{figures}; lower it (training.gradient_accumulation keeps the size "
+        "of an update), shorten the example or split the work over more devices."
+    )

@@ -1,0 +1,50 @@
+"""The optimizer and its learning rate: clipping, AdamW, a warm-up and a schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jora_tasks.spec import TrainConfig
+from jora_tasks.trainer.model import LanguageModel
+
+Tree = Any
+
+
+def make_schedule(training: TrainConfig, total_steps: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine, a line or a constant.
+
+    Cosine and line end at ``min_learning_rate_ratio`` of the peak, where an update after the last would
+    be. The first of w warm-up updates has peak / (w + 1), so none is spent at rate zero; update w has the
+    peak. E.g. cosine, peak 1, w = 3, 9 updates: 0.25, 0.5, 0.75, 1, ..., 0.067.
+    """
+    peak, ratio = training.learning_rate, training.min_learning_rate_ratio
+    warmup = min(round(training.warmup_ratio * total_steps), total_steps - 1)
+    falling = total_steps - warmup
+    after = {
+        "cosine": optax.cosine_decay_schedule(peak, falling, alpha=ratio),
+        "linear": optax.linear_schedule(peak, peak * ratio, falling),
+        "constant": optax.constant_schedule(peak),
+    }[training.schedule]
+    rising = optax.linear_schedule(peak / (warmup + 1), peak, max(warmup, 1))
+    return optax.join_schedules([rising, after], [warmup])
+
+
+def make_optimizer(training: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) behind clipping by the global norm, where that is on."""
+    adamw = optax.adamw(make_schedule(training, total_steps), weight_decay=training.weight_decay)
+    if not training.max_grad_norm:
+        return adamw
+    return optax.chain(optax.clip_by_global_norm(training.max_grad_norm), adamw)
+
+
+def init_optimizer(model: LanguageModel, training: TrainConfig, total_steps: int) -> Tree:
+    """The optimizer's first state: moments where the adapter's arrays are, scalars on every device."""
+    state = make_optimizer(training, total_steps).init(model.lora)
+    if model.mesh is None:
+        return state
+    everywhere = NamedSharding(model.mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, everywhere), state)
