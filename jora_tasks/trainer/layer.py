@@ -106,7 +106,7 @@ def attend_by_layer(
 ) -> Array:
     """Attention as this layer has it. A local layer computes no score of blocks outside its window."""
     everywhere = partial(attention, softcap=config.attention_softcap, scale=config.attention_scale, mesh=mesh)
-    if config.window is None or config.window >= q.shape[1]:
+    if config.window is None or config.window >= q.shape[1] or not any(config.local_layers):
         return everywhere(q, k, v, segments)
     nearby = partial(everywhere, window=config.window)
     if local is None:

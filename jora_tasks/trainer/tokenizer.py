@@ -44,6 +44,11 @@ _SAMPLE: list[Message] = [
 ]
 
 
+# What templates are told besides the messages. Llama 3's would write today's date into every prompt, and
+# Qwen3's would leave room for thoughts that answers learnt from do not have.
+_CONSTANTS: dict[str, Any] = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+
 class _Codec(Protocol):
     """What a `ChatTokenizer` needs of a tokenizer library."""
 
@@ -252,7 +257,7 @@ def _with_template(template: str, codec: _Codec, folder: Path) -> Callable[[list
     from transformers.utils.chat_template_utils import render_jinja_template
 
     text_of = {id_: text for text, id_ in codec.special.items()}
-    tokens: dict[str, Any] = {
+    told: dict[str, Any] = _CONSTANTS | {
         name: text_of.get(id_, "")
         for name, id_ in (
             ("bos_token", _declared_bos(folder, codec)),
@@ -265,7 +270,7 @@ def _with_template(template: str, codec: _Codec, folder: Path) -> Callable[[list
     def render(messages: list[Message], for_generation: bool) -> str:
         try:
             outcome: Any = render_jinja_template(  # annotated as text, returns (texts, answer spans)
-                [messages], chat_template=template, add_generation_prompt=for_generation, **tokens
+                [messages], chat_template=template, add_generation_prompt=for_generation, **told
             )
         except Exception as error:  # a template is a program that may raise anything
             raise InputError(

@@ -163,6 +163,24 @@ def test_template_whose_prompt_is_not_the_start_of_the_conversation_is_refused(t
         ours.render(MESSAGES)
 
 
+def test_template_is_told_no_date_of_today_and_to_leave_out_thoughts(tmp_path):
+    """As Llama 3 and Qwen3 write them: the same prompt every day, and the answer right after it."""
+    dated = "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+    template = f"{dated}{{{{ 'Today: ' + date_string + '\n' }}}}" + CHATML.replace(
+        "+ message['content'] ",
+        "+ ('<think>\n\n</think>\n\n' if message['role'] == 'assistant' else '') + message['content'] ",
+    )
+    thoughts = (
+        "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+    )
+    template = template.removesuffix("{% endif %}") + thoughts + "{% endif %}"
+    ours = load_tokenizer(write_fast(tmp_path / "model", chat_template=template))
+    ids, length = ours.render(MESSAGES)
+    assert ours.decode(ids[:length]).startswith("Today: 26 Jul 2024\n")
+    assert ours.decode(ids[:length]).endswith("<think>\n\n</think>\n\n")
+    assert ours.decode(ids[length:]) == "It is -1."
+
+
 def test_plain_template_where_the_model_has_none(tmp_path):
     ours = load_tokenizer(write_fast(tmp_path / "model"))
     ids, length = ours.render(MESSAGES)
