@@ -63,6 +63,17 @@ class DecoderConfig:
     attention_scale: float | None = None
     attention_softcap: float | None = None
     logit_softcap: float | None = None
+    nested: bool = False
+
+    @property
+    def tensor_prefix(self) -> str:
+        """What the checkpoint's tensor names begin with where the decoder is a part of a larger model."""
+        return "language_model." if self.nested else ""
+
+    @property
+    def layers_name(self) -> str:
+        """What transformers calls the layers' module."""
+        return "model.language_model.layers" if self.nested else "model.layers"
 
     @property
     def query_size(self) -> int:
@@ -119,6 +130,13 @@ def parse_config(data: Mapping[str, Any], source: str = "config.json") -> Decode
       InputError: naming the field that is missing, malformed or not supported.
     """
     model_type = data.get("model_type")
+    nested = model_type == "gemma3"  # with images: the decoder is its text_config
+    if nested:
+        inner = data.get("text_config")
+        if not isinstance(inner, Mapping):
+            raise InputError(f"{source}: text_config must be an object, not {inner!r}.")
+        model_type = "gemma3_text"
+        data = {**inner, "quantization_config": data.get("quantization_config")}
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{source}: model_type {model_type!r} is not supported; use one of {supported()}.")
     family = FAMILIES[model_type]
@@ -171,6 +189,7 @@ def parse_config(data: Mapping[str, Any], source: str = "config.json") -> Decode
         attention_scale=(optional(data, "query_pre_attn_scalar", source) or head_dim) ** -0.5,
         attention_softcap=optional(data, "attn_logit_softcapping", source) if family.softcaps else None,
         logit_softcap=optional(data, "final_logit_softcapping", source),
+        nested=nested,
     )
 
 

@@ -74,7 +74,7 @@ FAMILIES: dict[str, Family] = {
         softcaps=True,
     ),
     "gemma3_text": Family(
-        "Gemma 3 text",
+        "Gemma 3; of model_type gemma3 the text part",
         {
             **_GEMMA_WINDOWS,
             "vocab_size": 262208,

@@ -112,7 +112,7 @@ def describe(config: DecoderConfig, dtype: Any = jnp.float32) -> dict[tuple[str,
         facts = variable.get_metadata()
         value = variable.get_value()
         described[tuple(map(str, path))] = Parameter(
-            value.shape, value.dtype, facts["axes"], facts["checkpoint_name"]
+            value.shape, value.dtype, facts["axes"], config.tensor_prefix + facts["checkpoint_name"]
         )
     return described
 

@@ -44,6 +44,58 @@ def test_both_spellings_of_rope_scaling_agree():
     assert [parse_config(data).rope for data in (old, older, new)] == [expected] * 3
 
 
+SIZES = {"vocab_size": 99, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 7}
+GEMMA_3 = {**SIZES, "model_type": "gemma3_text", "num_attention_heads": 8, "query_pre_attn_scalar": 168}
+FACTORS = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+HUB = {
+    "mistral v0.1": {**LLAMA, "model_type": "mistral", "sliding_window": 4096},
+    "mistral v0.3": {**LLAMA, "model_type": "mistral", "sliding_window": None, "rope_theta": 1e6},
+    "mistral of defaults": {**SIZES, "model_type": "mistral", "num_attention_heads": 8},
+    "qwen2.5": {**LLAMA, "model_type": "qwen2", "sliding_window": 32, "use_sliding_window": False},
+    "qwen2": {
+        **LLAMA,
+        "model_type": "qwen2",
+        "sliding_window": 32,
+        "use_sliding_window": True,
+        "max_window_layers": 1,
+    },
+    "qwen3": {**LLAMA, "model_type": "qwen3", "rope_theta": 1e6, "rope_scaling": None},
+    "gemma": {**LLAMA, "model_type": "gemma", "hidden_act": "gelu", "hidden_activation": None},
+    "gemma 2": {**LLAMA, "model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh"},
+    "gemma 3 1b": {**GEMMA_3, "rope_local_base_freq": 10000, "rope_theta": 1e6, "sliding_window_pattern": 6},
+    "gemma 3 4b": {**GEMMA_3, "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024},
+    "phi-3 4k": {**LLAMA, "model_type": "phi3", "sliding_window": 2047, "rope_scaling": None},
+    "phi-3 128k": {
+        **LLAMA,
+        "model_type": "phi3",
+        "max_position_embeddings": 131072,
+        "original_max_position_embeddings": 4096,
+        "rope_scaling": {"type": "longrope", **FACTORS},
+    },
+}
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_what_older_files_say_and_leave_out_is_what_transformers_writes_today(name):
+    from transformers import AutoConfig
+
+    written = AutoConfig.for_model(**HUB[name]).to_dict()
+    assert parse_config(HUB[name]) == parse_config(written)
+
+
+def test_windows_and_ropes_of_layers():
+    local = {name: parse_config(data).local_layers for name, data in HUB.items()}
+    assert local["mistral v0.1"] == (True, True) and local["mistral v0.3"] == (False, False)
+    assert local["qwen2"] == (False, True) and local["qwen2.5"] == (False, False)
+    assert local["gemma 2"] == (True, False)
+    gemma = parse_config(HUB["gemma 3 4b"])
+    assert gemma.local_layers == (True, True, True, True, True, False, True)
+    assert gemma.rope == RopeConfig(1e6, "linear", 8.0) and gemma.local_rope == RopeConfig(1e4)
+    assert parse_config({"model_type": "gemma3", "text_config": HUB["gemma 3 4b"]}).local_rope == RopeConfig(
+        1e4
+    )
+
+
 def test_qwen2_has_bias_on_queries_keys_and_values_only():
     config = parse_config({**LLAMA, "model_type": "qwen2"})
     assert config.projections["q_proj"].bias and not config.projections["o_proj"].bias
@@ -55,6 +107,7 @@ def test_qwen2_has_bias_on_queries_keys_and_values_only():
     [
         ({"model_type": "gpt2"}, "model_type 'gpt2' .* llama .*, mistral .*, gemma3_text .*, phi3"),
         ({"model_type": None}, "model_type None"),
+        ({"model_type": "gemma3", "text_config": None}, "text_config must be an object"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"quantization_config": {"bits": 4}}, "quantised"),

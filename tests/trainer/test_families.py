@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from jora_tasks.evaluation.generation import generate
-from jora_tasks.spec import LoraConfig
+from jora_tasks.spec import LoraConfig, MeshConfig
+from jora_tasks.trainer.config import read_config
+from jora_tasks.trainer.decode import decode_step, prefill
 from jora_tasks.trainer.export import save_adapter
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.loss import answer_loss
+from jora_tasks.trainer.mesh import make_mesh
 from jora_tasks.trainer.model import head_weight, hidden_states
 
 LLAMA3 = {
@@ -26,6 +29,22 @@ LLAMA3 = {
 }
 GEMMA = {"head_dim": 16, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}
 WINDOWS = {"sliding_window": 11, "query_pre_attn_scalar": 24, "num_hidden_layers": 4}
+GEMMA_3 = {
+    **GEMMA,
+    **WINDOWS,
+    "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+}
+SIZES = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama 2": ("llama", {}),
     "llama 3": ("llama", {"rope_parameters": LLAMA3}),
@@ -39,19 +58,28 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "gemma2",
         {**GEMMA, **WINDOWS, "attn_logit_softcapping": 4.0, "final_logit_softcapping": 3.0},
     ),
-    "gemma 3": (
-        "gemma3_text",
+    "gemma 3": ("gemma3_text", GEMMA_3),
+    "gemma 3 with images": (
+        "gemma3",
         {
-            **GEMMA,
-            **WINDOWS,
-            "layer_types": [*["sliding_attention"] * 2, "full_attention", "sliding_attention"],
-            "rope_parameters": {
-                "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 900.0},
-                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-            },
+            "text_config": {**SIZES, **GEMMA_3},
+            "vision_config": {**SIZES, "num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
+            "image_token_index": 95,
+            "tie_word_embeddings": True,
         },
     ),
     "phi-3": ("phi3", {"sliding_window": 11, "pad_token_id": 0}),
+}
+LONGROPE = {  # of Phi-3 in texts longer than 16, and only of a part of each head, as in Phi-4-mini
+    "pad_token_id": 0,
+    "original_max_position_embeddings": 16,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.3],
+        "long_factor": [1.5, 2.5, 6.0],
+    },
 }
 
 
@@ -91,7 +119,9 @@ def test_greedy_text_equals_transformers(tiny_model, tokens, family):
     assert list(generate(load_model(folder), prompts, **settings)) == expected
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "phi-3"])
+@pytest.mark.parametrize(
+    "family", [name for name in FAMILIES if name not in ("phi-3", "gemma 3 with images")]
+)
 def test_adapters_go_to_peft_and_back(tiny_model, torch_logits, relative, tokens, tmp_path, family):
     import peft
     import torch
@@ -166,3 +196,68 @@ def test_gradients_equal_peft(tiny_model, relative, tokens, tmp_path, family):
     assert ours.keys() == theirs.keys()
     for name in ours:
         assert relative(ours[name], theirs[name]) < 1e-3, name
+
+
+@pytest.mark.parametrize("length", [16, 40], ids=["short", "long"])
+def test_longrope_over_a_part_of_each_head(tiny_model, torch_logits, relative, tokens, length):
+    folder = tiny_model("phi3", **LONGROPE)
+    model = load_model(folder)
+    assert model.config.rope.rotated(model.config.head_dim) == 6
+    assert relative(model.logits(tokens[:, :length]), torch_logits(folder, tokens[:, :length])) < 3e-5
+
+
+def test_longrope_goes_by_the_text_and_not_by_the_batch(tiny_model, relative, tokens):
+    """Rows read in one batch and token by token: 20 + 4 tokens are long, 8 + 4 are not."""
+    model = load_model(tiny_model("phi3", **LONGROPE))
+    lengths, steps = np.array([20, 8]), 4
+    whole = [model.logits(tokens[row : row + 1, : lengths[row] + steps])[0] for row in range(2)]
+    parts = (model.config, None, model.base, None)
+    logits, cache = prefill(*parts, tokens[:2, :24], lengths, steps)
+    for step in range(steps):
+        expected = [whole[row][lengths[row] + step - 1] for row in range(2)]
+        assert relative(logits, expected) < 3e-5
+        logits, cache = decode_step(*parts, tokens[[0, 1], lengths + step], lengths, 24, step, cache)
+
+
+@pytest.mark.parametrize("family", ["gemma 3", "longrope"])
+def test_packed_texts_are_as_they_are_alone(tiny_model, relative, tokens, family):
+    kind, changes = {**FAMILIES, "longrope": ("phi3", LONGROPE)}[family]
+    model = load_model(tiny_model(kind, **changes))
+    lengths = (24, 5, 11)
+    packed = np.concatenate([tokens[row, :length] for row, length in enumerate(lengths)])[None]
+    positions = np.concatenate([np.arange(length) for length in lengths])[None]
+    segments = np.repeat(np.arange(3), lengths)[None]
+    parts = (model.config, None, model.base, None)
+    together = np.asarray(hidden_states(*parts, packed, segments, positions=positions))[0]
+    for row, part in enumerate(np.split(together, np.cumsum(lengths)[:-1])):
+        alone = hidden_states(*parts, tokens[row : row + 1, : lengths[row]])[0]
+        assert relative(part, alone) < 3e-5
+
+
+@pytest.mark.parametrize(("family", "axes"), [("gemma 3", {"data": 2, "fsdp": 2, "tensor": 2})])
+def test_a_mesh_gives_the_gradients_of_one_device(tiny_model, relative, tokens, family, axes):
+    kind, changes = FAMILIES[family]
+    rows = np.concatenate([tokens, tokens[:1, ::-1]])
+
+    def run(mesh):
+        lora = LoraConfig(r=2, lora_alpha=8)
+        model = load_model(tiny_model(kind, **changes), lora=lora, seed=3, mesh=mesh)
+
+        def loss(lora):
+            parts = (model.config, model.lora_config, model.base, lora, rows)
+            return (hidden_states(*parts, mesh=mesh) * np.cos(np.arange(64))).sum()
+
+        moved = jax.tree.map(lambda x: x + 0.03, model.lora)
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(moved))
+
+    (value, gradient), (expected, alone) = run(make_mesh(MeshConfig(**axes))), run(None)
+    assert float(value) == pytest.approx(float(expected), rel=1e-4)
+    assert max(jax.tree.leaves(jax.tree.map(relative, gradient, alone))) < 1e-4
+
+
+def test_gemma_3_with_images_has_the_settings_of_its_text(tiny_model):
+    whole, text = (
+        read_config(tiny_model(kind, **changes))
+        for kind, changes in (FAMILIES["gemma 3 with images"], FAMILIES["gemma 3"])
+    )
+    assert whole.nested and dataclasses.replace(whole, nested=False, max_positions=256) == text
