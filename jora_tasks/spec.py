@@ -190,7 +190,23 @@ class MeshConfig(Section):
 
 class TrainConfig(Section):
     epochs: Annotated[int, Field(ge=1, le=1000, description="Passes over the training prompts.")] = 1
-    batch_size: Annotated[int, Field(ge=1, le=4096, description="Examples in one forward pass.")] = 4
+    batch_size: Annotated[
+        int,
+        Field(ge=1, le=4096, description="Rows in one forward pass; a row is an example, or several packed."),
+    ] = 4
+    packing: Annotated[
+        bool, Field(description="Fill rows with several whole examples; none sees another.")
+    ] = False
+    row_length: Annotated[
+        int, Field(ge=0, le=2**21, description="Tokens in a packed row; 0 for those of the longest example.")
+    ] = 0
+    max_length: Annotated[
+        int, Field(ge=0, le=2**21, description="Longest example, in tokens; 0 for the most the model reads.")
+    ] = 0
+    long_examples: Annotated[
+        Literal["error", "skip"],
+        Field(description="An example that is longer: stop before training, or leave it out and list it."),
+    ] = "error"
     gradient_accumulation: Annotated[
         int, Field(ge=1, le=4096, description="Forward passes summed into one update.")
     ] = 1

@@ -13,6 +13,7 @@ from jora_tasks.trainer.batches import Batches
 from jora_tasks.trainer.checkpoint import Position
 from jora_tasks.trainer.data import Dataset
 from jora_tasks.trainer.memory import fitting
+from jora_tasks.trainer.mesh import length_multiple
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.step import compile_loss, place_batch
 
@@ -23,7 +24,7 @@ class HeldOut:
     def __init__(self, model: LanguageModel, dataset: Dataset, training: TrainConfig) -> None:
         self._model = model
         self._training = training
-        self._batches = Batches(dataset, training.batch_size, 1, 0)
+        self._batches = Batches(dataset, training.batch_size, 1, 0, multiple=length_multiple(model.mesh))
         # Longest first: what does not fit shows before the first update.
         self._updates = sorted(self._batches.epoch(0), key=lambda update: -update.length)
         self._programs: dict[int, Callable[..., Any]] = {}

@@ -27,6 +27,7 @@ from jora_tasks.trainer.heldout import HeldOut, evaluated
 from jora_tasks.trainer.memory import check_program, fitting
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.optimizer import init_optimizer
+from jora_tasks.trainer.pipeline import Prepared, updates
 from jora_tasks.trainer.profiling import Profile
 from jora_tasks.trainer.sigterm import StopRequest
 from jora_tasks.trainer.step import Step, compile_step, place_batch
@@ -83,7 +84,7 @@ class Loop:
         self._programs: dict[int, Step] = {}
         self._peak = peak_flops(jax.tree.leaves(model.lora)[0].devices())
         self._rows = training.batch_size * training.gradient_accumulation
-        self._padded_left = self._rows * sum(update.length for update, *_ in self._remaining())
+        self._padded_left = self._rows * sum(update.length for update in self._left())
         self._padded_done, self._spent, self._seconds = 0, 0.0, 0.0
         self._mark = 0.0
 
@@ -110,9 +111,10 @@ class Loop:
 
     def _run_remaining(self) -> None:
         waiting: _Dispatched | None = None
-        for done, (update, epoch, after) in enumerate(self._remaining()):
+        ahead = updates(self._batches, self._position, self._training.epochs, self._model.mesh)
+        for done, prepared in enumerate(ahead):
             turn = self._profile.due(done)
-            if waiting and (turn or self._stop.asked or update.length not in self._programs):
+            if waiting and (turn or self._stop.asked or prepared.update.length not in self._programs):
                 self._finish(waiting)
                 waiting = None
             if self._enough():
@@ -121,18 +123,18 @@ class Loop:
                 self._preempt()
             if turn:
                 self._profile.turn()
-            dispatched = self._dispatch(update, epoch, after)
+            dispatched = self._dispatch(prepared)
             if waiting:
                 self._finish(waiting)
             waiting = dispatched
-            if self._evaluates(after.step) or self._seconds > LONG_SECONDS:
+            if self._evaluates(prepared.after.step) or self._seconds > LONG_SECONDS:
                 self._finish(waiting)
                 waiting = None
         if waiting:
             self._finish(waiting)
 
-    def _dispatch(self, update: Update, epoch: int, after: Position) -> _Dispatched:
-        batch = place_batch(self._batches.arrays(update), self._model.mesh)
+    def _dispatch(self, prepared: Prepared) -> _Dispatched:
+        update, batch, epoch, after = prepared
         program = self._program(update, batch)
         with fitting(self._examples(update), self._training.batch_size):
             self._lora, self._opt_state, measured = program(
@@ -214,9 +216,8 @@ class Loop:
 
     def _compile_longest(self) -> None:
         """Compile the longest batch's program, so that what does not fit shows before the first update."""
-        updates = [update for update, *_ in self._remaining()]
-        if updates:
-            longest = max(updates, key=lambda update: update.length)
+        longest = max(self._left(), key=lambda update: update.length, default=None)
+        if longest is not None:
             self._program(longest, place_batch(self._batches.arrays(longest), self._model.mesh))
 
     def _program(self, update: Update, batch: Any) -> Step:
@@ -229,16 +230,11 @@ class Loop:
             self._mark = time.perf_counter()  # nor is compilation
         return self._programs[update.length]
 
-    def _remaining(self) -> Iterator[tuple[Update, int, Position]]:
-        """The updates not done yet: each with its epoch and the position after it."""
-        step, index = self._position.step, self._position.index
-        for epoch in range(self._position.epoch, self._training.epochs):
-            updates = self._batches.epoch(epoch)
-            for place in range(index, len(updates)):
-                step += 1
-                after = (epoch, place + 1) if place + 1 < len(updates) else (epoch + 1, 0)
-                yield updates[place], epoch, Position(step, *after)
-            index = 0
+    def _left(self) -> Iterator[Update]:
+        """The updates not done yet."""
+        for number in range(self._position.step, self._total):
+            epoch, index = divmod(number, self._batches.per_epoch)
+            yield self._batches.epoch(epoch)[index]
 
     def _examples(self, update: Update) -> list[Example]:
         return [self._batches.dataset.examples[index] for index in update.indices]

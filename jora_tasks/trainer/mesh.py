@@ -105,6 +105,11 @@ def batch_multiple(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def length_multiple(mesh: Mesh | None) -> int:
+    """The number of tokens in a row must be a multiple of this."""
+    return 1 if mesh is None else mesh.shape["tensor"] * mesh.shape["sequence"]
+
+
 def constrain(x: jax.Array, mesh: Mesh | None, axes: Axes) -> jax.Array:
     """Tell the compiler where an intermediate array lies; nothing without a mesh."""
     place = sharding(mesh, axes)

@@ -44,6 +44,8 @@ def make_loss(
             base,
             lora,
             micro.tokens,
+            micro.segments,
+            positions=micro.position_ids,
             dropout_key=key,
             remat=training.remat,
             mesh=mesh,
@@ -94,7 +96,7 @@ def make_step(
 
         parts = batch.tokens.shape[0]
         if parts == 1:
-            gradient, loss, count = micro_gradient(Batch(*(array[0] for array in batch)), 0)
+            gradient, loss, count = micro_gradient(jax.tree.map(lambda array: array[0], batch), 0)
         else:
             nothing = (jax.tree.map(jnp.zeros_like, lora), jnp.zeros(()), jnp.zeros((), jnp.int32))
             (gradient, loss, count), _ = jax.lax.scan(accumulate, nothing, (batch, jnp.arange(parts)))
@@ -134,7 +136,7 @@ def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> C
     loss = make_loss(model.config, model.lora_config, training, model.mesh)
 
     def evaluate(lora: Tree, base: Tree, batch: Batch) -> tuple[Array, Int[Array, ""]]:
-        return loss(lora, base, Batch(*(array[0] for array in batch)), None)
+        return loss(lora, base, jax.tree.map(lambda array: array[0], batch), None)
 
     return jax.jit(evaluate).lower(model.lora, model.base, batch).compile()
 
@@ -142,4 +144,4 @@ def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> C
 def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     """Put the arrays on the devices, rows split over the mesh's data and fsdp axes."""
     place = sharding(mesh, (None, "batch", None))
-    return Batch(*(jax.device_put(array, place) for array in batch))
+    return jax.tree.map(lambda array: jax.device_put(array, place), batch)

@@ -28,7 +28,7 @@ from jora_tasks.trainer.heldout import HeldOut
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.lock import sole_use
 from jora_tasks.trainer.loop import Loop, OnStep
-from jora_tasks.trainer.mesh import batch_multiple, make_mesh
+from jora_tasks.trainer.mesh import batch_multiple, length_multiple, make_mesh
 from jora_tasks.trainer.metrics import METRICS, read_metrics
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.profiling import Profile
@@ -132,7 +132,15 @@ def _train(
     on_step: OnStep | None,
     profile: str | Path | None,
 ) -> LanguageModel:
-    batches = Batches(dataset, training.batch_size, training.gradient_accumulation, training.seed)
+    batches = Batches(
+        dataset,
+        training.batch_size,
+        training.gradient_accumulation,
+        training.seed,
+        training.packing,
+        training.row_length,
+        length_multiple(model.mesh),
+    )
     evaluation = HeldOut(model, held_out, training) if held_out and training.eval_every else None
     trace = Profile(Path(profile or work.path / "profile"), training.profile_updates)
     with stop_on_sigterm() as stop:

@@ -73,7 +73,9 @@ def _step(lora, training, shapes):
 
 
 def _update(model, training, batch, number=0):
-    step = _step(model.lora_config, training, tuple((array.shape, array.dtype) for array in batch))
+    step = _step(
+        model.lora_config, training, tuple((array.shape, array.dtype) for array in batch if array is not None)
+    )
     state = jax.tree.map(jnp.copy, (model.lora, init_optimizer(model, training, 10)))
     lora, _, metrics = step(*state, model.base, place_batch(batch, None), jnp.int32(number))
     return jax.device_get(lora), {name: float(value) for name, value in metrics.items()}
