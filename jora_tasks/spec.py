@@ -260,6 +260,12 @@ class TrainConfig(Section):
     mesh: MeshConfig = MeshConfig()
 
     @model_validator(mode="after")
+    def _rows_only_where_packed(self) -> TrainConfig:
+        if self.row_length and not self.packing:
+            raise ValueError("row_length is the length of packed rows; set packing to true as well")
+        return self
+
+    @model_validator(mode="after")
     def _evaluated_where_asked(self) -> TrainConfig:
         if not self.eval_every and (self.keep == "best" or self.early_stopping_patience):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,8 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
 
     Returns:
       The artifact: ``adapter_config.json``, ``adapter_model.safetensors``, ``README.md``,
-      ``metrics.jsonl``; counts of steps, epochs, examples and tokens, final loss and speed.
+      ``metrics.jsonl``, ``summary.json`` and, where prompts were left out for their length,
+      ``skipped.jsonl``; counts of steps, epochs, examples and tokens, final loss and speed.
 
     Raises:
       InputError: without a question to train on, or if the base model or the training prompts cannot
@@ -50,15 +52,12 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
         )
 
     def write(folder: Path) -> Mapping[str, Any]:
-        from jora_tasks.trainer.card import summarise
         from jora_tasks.trainer.data import Dataset
-        from jora_tasks.trainer.metrics import METRICS, read_metrics
-        from jora_tasks.trainer.train import train_lora
+        from jora_tasks.trainer.train import SUMMARY, train_lora
 
-        dataset = Dataset.from_prompts(prompts.file("prompts.parquet"), split="train")
         train_lora(
             base,
-            dataset,
+            Dataset.from_prompts(prompts.file("prompts.parquet"), split="train"),
             spec.lora,
             spec.training,
             output=folder,
@@ -67,7 +66,8 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
             dtype=spec.model.dtype,
             on_step=on_step,
         )
-        return summarise(read_metrics(folder / METRICS), dataset, spec.training)
+        summary: Mapping[str, Any] = json.loads((folder / SUMMARY).read_text())
+        return summary
 
     artifact = store.build(
         KIND,

@@ -8,6 +8,7 @@ from typing import Any
 from jora_tasks.spec import LoraConfig, TrainConfig
 from jora_tasks.trainer.data import Dataset
 
+SKIPPED = "skipped.jsonl"
 LAST_SHARE = 10  # the final loss is over the last tenth of the updates: one alone is noise
 
 
@@ -17,8 +18,9 @@ def summarise(
     """A run in figures, from its ``metrics.jsonl``.
 
     Returns:
-      steps, epochs, examples, tokens (seen, padding not counted), scored_tokens, final_loss (mean over
-      the scored tokens of the last tenth of the updates), seconds and tokens_per_second; where there were
+      steps, epochs, examples, skipped (examples left out for their length), tokens (seen, padding not
+      counted), scored_tokens, padding (its share of the tokens computed), final_loss (mean over the scored
+      tokens of the last tenth of the updates), seconds and tokens_per_second; where there were
       evaluations, kept_step and eval_loss: the update whose adapter is published, and its evaluation loss.
     """
     last = metrics[-max(1, len(metrics) // LAST_SHARE) :]
@@ -29,8 +31,10 @@ def summarise(
         "steps": len(metrics),
         "epochs": metrics[-1]["epoch"] + 1,
         "examples": len(dataset.examples),
+        "skipped": len(dataset.skipped),
         "tokens": tokens,
         "scored_tokens": sum(line["scored_tokens"] for line in metrics),
+        "padding": round(1 - tokens / sum(line["computed_tokens"] for line in metrics), 4),
         "final_loss": sum(line["loss"] * line["scored_tokens"] for line in last) / scored,
         "seconds": round(seconds, 3),
         "tokens_per_second": round(tokens / seconds, 1),
@@ -55,6 +59,12 @@ def model_card(base_name: str, lora: LoraConfig, training: TrainConfig, summary:
         if "eval_loss" in summary
         else ""
     )
+    skipped = (
+        f"\n| Examples left out for their length | {summary['skipped']:,}, listed in `{SKIPPED}` |"
+        if summary["skipped"]
+        else ""
+    )
+    packing = ", several examples a row" if training.packing else ""
     clipping = f"{training.max_grad_norm:g}" if training.max_grad_norm else "none"
     return f"""---
 base_model: {base_name}
@@ -71,9 +81,9 @@ tags:
 | Rank, alpha, scale | {lora.r}, {lora.lora_alpha:g}, {scale} = {lora.scale:g} |
 | Dropout | {lora.lora_dropout:g} |
 | Adapted projections | {", ".join(lora.targets)} |
-| Examples, epochs, updates | {summary["examples"]:,}, {summary["epochs"]:,}, {summary["steps"]:,} |
+| Examples, epochs, updates | {summary["examples"]:,}, {summary["epochs"]:,}, {summary["steps"]:,} |{skipped}
 | Tokens seen, of them scored | {summary["tokens"]:,}, {summary["scored_tokens"]:,} |
-| Examples in an update | {batch:,} |
+| Rows in an update | {batch:,}{packing} |
 | Optimizer | AdamW |
 | Learning rate | {training.learning_rate:g}, warm-up {training.warmup_ratio:.0%}, then {training.schedule} |
 | Weight decay, gradient norm limit | {training.weight_decay:g}, {clipping} |

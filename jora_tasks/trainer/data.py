@@ -1,6 +1,7 @@
 """Training examples: token ids, and which of them are scored.
 
-Nothing is dropped or cut: an example that cannot be used is an error that names it.
+Nothing is cut, and nothing is left out in silence: an example that cannot be used is an error that names
+it, or, if it is too long and that is asked for, listed in `Dataset.skipped`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jora_tasks.errors import InputError
 from jora_tasks.reading import parse_rows, read_text
+
+LongExamples = Literal["error", "skip"]
 
 FORMATS = (
     "{instruction, input, output}, {question, answers} or {messages}, as a JSON list or one object a line"
@@ -44,13 +47,12 @@ class Example:
         *,
         prompt_length: int | None = None,
         scored: Iterable[bool] | None = None,
-        max_length: int | None = None,
     ) -> Example:
         """Check and build an example; give ``prompt_length`` (all after it is scored) or ``scored``.
 
         Raises:
           InputError: naming the example, if no token is scored, the first one is (nothing predicts
-            it), the mask has another length, or it is longer than ``max_length``.
+            it) or the mask has another length.
         """
         ids = np.asarray(list(input_ids), np.int32)
         if scored is None:
@@ -69,23 +71,27 @@ class Example:
             raise InputError(
                 f"example {id} scores its first token, which nothing predicts; put a prompt before it."
             )
-        if max_length is not None and len(ids) > max_length:
-            raise InputError(
-                f"example {id} has {len(ids)} tokens, more than the {max_length} allowed; "
-                "shorten it or raise the maximum."
-            )
         return cls(str(id), ids, mask)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An example that was left out for its length in tokens."""
+
+    id: str
+    tokens: int
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Examples with unique ids.
+    """Examples with unique ids, and those left out for their length.
 
     Raises:
       InputError: if there is none, or two have the same id.
     """
 
     examples: tuple[Example, ...]
+    skipped: tuple[Skipped, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.examples:
@@ -96,10 +102,33 @@ class Dataset:
                 raise InputError(f"example {example.id} appears twice; give each example its own id.")
             seen.add(example.id)
 
+    def within(self, most: int, long_examples: LongExamples = "error", limit: str = "max_length") -> Dataset:
+        """The dataset without the examples of more than ``most`` tokens, if leaving out is asked for.
+
+        Args:
+          long_examples: what to do where there are some: ``error``, or ``skip`` to list them in ``skipped``.
+          limit: what an error calls the limit.
+
+        Raises:
+          InputError: naming the longest example, if there are longer ones and they may not be left out, or
+            if none would be left.
+        """
+        longer = [example for example in self.examples if len(example.input_ids) > most]
+        if not longer:
+            return self
+        if long_examples == "error" or len(longer) == len(self.examples):
+            tokens, id_ = max((len(example.input_ids), example.id) for example in longer)
+            others = f" and {len(longer) - 1:,} more are too long" if len(longer) > 1 else ""
+            skip = ", or let long_examples: skip leave it out" if len(longer) < len(self.examples) else ""
+            raise InputError(
+                f"example {id_} has {tokens:,} tokens, but {limit} is {most:,}{others}; "
+                f"shorten what is longer{skip}."
+            )
+        kept = tuple(example for example in self.examples if len(example.input_ids) <= most)
+        return Dataset(kept, self.skipped + tuple(Skipped(each.id, len(each.input_ids)) for each in longer))
+
     @classmethod
-    def from_prompts(
-        cls, path: str | Path, split: str = "train", *, max_length: int | None = None
-    ) -> Dataset:
+    def from_prompts(cls, path: str | Path, split: str = "train") -> Dataset:
         """The examples of one split of a prompts artifact's ``prompts.parquet``.
 
         Raises:
@@ -119,12 +148,7 @@ class Dataset:
             raise InputError(f"{path}: no example of split {split!r}; add questions of that split.")
         return cls(
             tuple(
-                Example.make(
-                    row["example_id"],
-                    row["input_ids"],
-                    prompt_length=row["prompt_length"],
-                    max_length=max_length,
-                )
+                Example.make(row["example_id"], row["input_ids"], prompt_length=row["prompt_length"])
                 for row in rows
             )
         )
@@ -147,7 +171,13 @@ class Dataset:
         return f"sha256:{sha.hexdigest()}"
 
 
-def load_dataset(path: str | Path, model: str | Path, *, max_length: int | None = None) -> Dataset:
+def load_dataset(
+    path: str | Path,
+    model: str | Path,
+    *,
+    max_length: int | None = None,
+    long_examples: LongExamples = "error",
+) -> Dataset:
     """Read conversations and turn them into tokens with the model's own chat template.
 
     Each record is Alpaca (``instruction``, optional ``input``, ``output``), a question
@@ -158,7 +188,9 @@ def load_dataset(path: str | Path, model: str | Path, *, max_length: int | None 
     Args:
       path: a JSON list, or JSONL.
       model: Hugging Face folder whose tokenizer and chat template are used.
-      max_length: tokens allowed in an example; longer ones are an error, never cut.
+      max_length: tokens allowed in an example; none is ever cut.
+      long_examples: longer ones are an ``error`` that names the longest, or with ``skip`` left out and
+        listed in the dataset's ``skipped``.
 
     Raises:
       InputError: naming file and line (in a JSON list, the item).
@@ -167,19 +199,27 @@ def load_dataset(path: str | Path, model: str | Path, *, max_length: int | None 
 
     records = list(_records(Path(path)))
     tokenizer = load_tokenizer(Path(model))
-    examples = []
+    examples, places = [], {}
     for number, (where, record) in enumerate(records, 1):
         messages = _messages(record, where)
         try:
             input_ids, prompt_length = tokenizer.render(messages)
             id_ = str(number if record.get("id") is None else record["id"])
-            example = Example.make(id_, input_ids, prompt_length=prompt_length, max_length=max_length)
+            example = Example.make(id_, input_ids, prompt_length=prompt_length)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         examples.append(example)
+        places[example.id] = where
     if not examples:
         raise InputError(f"{path} has no records; give {FORMATS}.")
-    return Dataset(tuple(examples))
+    dataset = Dataset(tuple(examples))
+    if max_length is None:
+        return dataset
+    _, longest = max((len(example.input_ids), example.id) for example in examples)
+    try:
+        return dataset.within(max_length, long_examples)
+    except InputError as error:
+        raise InputError(f"{places[longest]}: {error}") from None
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

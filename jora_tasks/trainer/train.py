@@ -8,7 +8,9 @@ was never killed.
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,9 @@ from jora_tasks.artifacts import atomic_folder
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches
-from jora_tasks.trainer.card import model_card, summarise
+from jora_tasks.trainer.card import SKIPPED, model_card, summarise
 from jora_tasks.trainer.checkpoint import WorkFolder
-from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.data import Dataset
 from jora_tasks.trainer.export import check_base_name, save_adapter
 from jora_tasks.trainer.fingerprint import fingerprint
@@ -34,7 +36,7 @@ from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.profiling import Profile
 from jora_tasks.trainer.sigterm import stop_on_sigterm
 
-CARD = "README.md"
+CARD, SUMMARY = "README.md", "summary.json"
 
 
 def train_lora(
@@ -51,7 +53,10 @@ def train_lora(
     held_out: Dataset | None = None,
     profile: str | Path | None = None,
 ) -> Path:
-    """Train an adapter and write it as a PEFT folder, with its card and ``metrics.jsonl``.
+    """Train an adapter and write it as a PEFT folder with its card.
+
+    Beside them lie ``metrics.jsonl``, a line an update, ``summary.json`` (`card.summarise`) and, where
+    examples were left out for their length, ``skipped.jsonl`` with the id and tokens of each.
 
     Args:
       model: Hugging Face folder of a Llama-family model, or a loaded one; a loaded one that has an
@@ -93,6 +98,10 @@ def train_lora(
             f"training.batch_size {training.batch_size} does not split over data x fsdp = "
             f"{batch_multiple(mesh)} devices of training.mesh; make it a multiple."
         )
+    config = model.config if isinstance(model, LanguageModel) else read_config(model)
+    dataset = _readable(dataset, config, training)
+    if held_out is not None:
+        held_out = _readable(held_out, config, training)
     folder = Path(work) if work else output.with_name(f".{output.name}.training")
     with contextlib.ExitStack() as locks:
         locks.enter_context(sole_use(output, "output"))
@@ -105,19 +114,20 @@ def train_lora(
                 f"the loaded model's adapter is {model.lora_config}, not the lora given; "
                 "load it with load_model(folder, lora=lora)."
             )
-        for examples in (dataset, held_out):
-            if examples is not None:
-                _check_fits(examples, model.config)
         state = WorkFolder(folder, _identity(model, dataset, held_out, lora, training))
         try:
             trained = _train(model, dataset, held_out, training, state, on_step, profile)
         finally:
             state.close()
+        skipped = "".join(f"{json.dumps(asdict(each))}\n" for each in dataset.skipped)
         summary = summarise(read_metrics(state.metrics_file), dataset, training)
         with atomic_folder(output) as temporary:
             save_adapter(trained, temporary, base_name)
             (temporary / CARD).write_text(model_card(base_name, lora, training, summary), encoding="utf-8")
             shutil.copyfile(state.metrics_file, temporary / METRICS)
+            (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+            if skipped:
+                (temporary / SKIPPED).write_text(skipped)
         if work is None:
             shutil.rmtree(folder)
     return output
@@ -195,18 +205,21 @@ def _mesh(config: MeshConfig) -> Mesh | None:
     return None if config == MeshConfig() else make_mesh(config)
 
 
-def _check_fits(dataset: Dataset, config: DecoderConfig) -> None:
+def _readable(dataset: Dataset, config: DecoderConfig, training: TrainConfig) -> Dataset:
+    """The examples that the model can read and the settings allow, the longer ones listed as skipped."""
     for example in dataset.examples:
         if example.input_ids.min() < 0 or example.input_ids.max() >= config.vocab_size:
             raise InputError(
                 f"example {example.id} has token {int(example.input_ids.max())}, but the model knows "
                 f"{config.vocab_size}; tokenize with the tokenizer of this base model."
             )
-        if len(example.input_ids) > config.max_positions:
-            raise InputError(
-                f"example {example.id} has {len(example.input_ids)} tokens, but the model reads at most "
-                f"{config.max_positions}; shorten it or use a base model with a longer context."
-            )
+    limits = {
+        "the most that the model reads": config.max_positions,
+        "training.max_length": training.max_length,
+        "training.row_length": training.row_length if training.packing else 0,
+    }
+    limit, most = min(((name, most) for name, most in limits.items() if most), key=lambda each: each[1])
+    return dataset.within(most, training.long_examples, limit)
 
 
 def _identity(

@@ -102,6 +102,7 @@ def test_the_artifact_holds_the_adapter_and_its_counts(base, store):
         "adapter_config.json",
         "adapter_model.safetensors",
         "metrics.jsonl",
+        "summary.json",
     }
     counts = artifact.counts
     assert (counts["steps"], counts["epochs"], counts["examples"]) == (6, 2, 5)

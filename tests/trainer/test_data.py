@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jora_tasks.errors import InputError
-from jora_tasks.trainer.data import Dataset, Example, load_dataset
+from jora_tasks.trainer.data import Dataset, Example, Skipped, load_dataset
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +118,24 @@ def test_a_byte_order_mark_and_line_separators_in_text_are_no_harm(tokenizer_fol
     assert [example.id for example in load_dataset(file, tokenizer_folder).examples] == ["1", "2"]
 
 
-def test_an_example_longer_than_the_maximum_is_an_error_with_its_place(tokenizer_folder, tmp_path):
+def test_the_longest_of_too_long_examples_is_an_error_with_its_place(tokenizer_folder, tmp_path):
     file = tmp_path / "data.jsonl"
-    file.write_text(json.dumps({"id": "long", **RECORDS["answer"]}))
-    with pytest.raises(InputError, match=r"\.jsonl:1: example long has \d+ tokens, more than the 10 allowed"):
-        load_dataset(file, tokenizer_folder, max_length=10)
+    answers = ("yes", "yes " * 20, "yes " * 30)
+    rows = [{"id": f"e{number}", "question": "?", "answer": answer} for number, answer in enumerate(answers)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    whole = load_dataset(file, tokenizer_folder)
+    short, middle, long = (len(example.input_ids) for example in whole.examples)
+    assert short < middle < long
+    words = rf"\.jsonl:3: example e2 has {long} tokens, but max_length is {short} and 1 more are too long;"
+    with pytest.raises(InputError, match=words):
+        load_dataset(file, tokenizer_folder, max_length=short)
+    kept = load_dataset(file, tokenizer_folder, max_length=short, long_examples="skip")
+    assert [example.id for example in kept.examples] == ["e0"]
+    assert kept.skipped == (Skipped("e1", middle), Skipped("e2", long))
+    with pytest.raises(
+        InputError, match=r":3: example e2 .* and 2 more are too long; shorten what is longer\.$"
+    ):
+        load_dataset(file, tokenizer_folder, max_length=2, long_examples="skip")
 
 
 def test_marks_by_prompt_length_and_by_mask():
@@ -140,7 +153,6 @@ def test_marks_by_prompt_length_and_by_mask():
         ({"scored": [False] * 3}, "example e has no scored token"),
         ({"prompt_length": 0}, "example e scores its first token"),
         ({"scored": [True]}, "example e: 1 scored marks for 3 tokens"),
-        ({"prompt_length": 1, "max_length": 2}, "example e has 3 tokens, more than the 2 allowed"),
     ],
 )
 def test_unusable_examples_are_named(arguments, expected):

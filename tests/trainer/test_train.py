@@ -57,6 +57,7 @@ def test_the_published_folder_is_whole_and_nothing_else_is_left(run):
         "adapter_config.json",
         "adapter_model.safetensors",
         "metrics.jsonl",
+        "summary.json",
     ]
     assert [file.name for file in output.parent.iterdir()] == ["adapter"]
 
@@ -75,7 +76,7 @@ def test_metrics_and_on_step_say_the_same(run):
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert list(lines[0]) == [
         "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "scored_tokens",
-        "tokens_per_second", "mfu_4n", "seconds",
+        "computed_tokens", "tokens_per_second", "mfu_4n", "seconds",
     ]  # fmt: skip
     for line, report in zip(lines, told, strict=True):
         assert report == {**line, "total_steps": 30, "eta_seconds": report["eta_seconds"]}
@@ -156,6 +157,46 @@ def test_examples_that_the_model_cannot_read_are_named(ids, expected, folder, tm
     with pytest.raises(InputError, match=expected):
         train_lora(folder, dataset, LORA, output=tmp_path / "out")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "limit"),
+    [
+        ({"max_length": 24}, "training.max_length"),
+        ({"packing": True, "row_length": 24}, "training.row_length"),
+    ],
+)
+def test_examples_longer_than_a_limit_stop_the_run_or_are_listed(settings, limit, folder, tmp_path):
+    random = np.random.default_rng(0)
+    long = tuple(
+        Example.make(f"long{n}", random.integers(0, 96, n), prompt_length=n - 4) for n in (25, 40, 31)
+    )
+    dataset = Dataset((*long[:2], *_dataset().examples, long[2]))
+    words = rf"example long40 has 40 tokens, but {limit} is 24 and 2 more are too long; .*long_examples: skip"
+    with pytest.raises(InputError, match=words):
+        train_lora(folder, dataset, LORA, TrainConfig(**settings), output=tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+    training = TrainConfig(**settings, batch_size=4, long_examples="skip")
+    with_long = train_lora(folder, dataset, LORA, training, output=tmp_path / "skipped")
+    listed = [json.loads(line) for line in (with_long / "skipped.jsonl").read_text().splitlines()]
+    assert listed == [{"id": f"long{n}", "tokens": n} for n in (25, 40, 31)]
+    summary = json.loads((with_long / "summary.json").read_text())
+    assert (summary["skipped"], summary["examples"], summary["tokens"]) == (3, 8, 8 * 24)
+    assert "| Examples left out for their length | 3, listed in" in (with_long / "README.md").read_text()
+    without = train_lora(folder, _dataset(), LORA, training, output=tmp_path / "without")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (with_long / name).read_bytes() == (without / name).read_bytes()
+
+
+def test_packed_rows_train_on_every_token_with_less_padding(folder, tmp_path):
+    summaries = {}
+    for packing in (False, True):
+        training = TrainConfig(batch_size=1, packing=packing, row_length=120 if packing else 0)
+        output = train_lora(folder, _dataset(), LORA, training, output=tmp_path / str(packing))
+        summaries[packing] = json.loads((output / "summary.json").read_text())
+    assert [summaries[packing]["steps"] for packing in (False, True)] == [8, 2]
+    assert {summary["tokens"] for summary in summaries.values()} == {192}
+    assert [summaries[packing]["padding"] for packing in (False, True)] == [0.625, 0.25]
 
 
 def test_a_path_as_the_base_name_is_refused_before_training(folder, tmp_path):
