@@ -315,6 +315,18 @@ def _verified(path: Path) -> Artifact | None:
     return Artifact(path, manifest, reused=True) if whole else None
 
 
+def check_unused(output: Path) -> None:
+    """Refuse a folder for output that holds anything already, or cannot be made.
+
+    Raises:
+      InputError: naming it.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
+    if file := next((each for each in output.absolute().parents if each.is_file()), None):
+        raise InputError(f"output {output} is below the file {file}; give a folder that can be made.")
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Give an empty folder that becomes ``path`` when the block ends well, and vanishes if not.

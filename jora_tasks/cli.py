@@ -246,6 +246,61 @@ def lineage(
         console.print(render(tree))
 
 
+AdapterArgument = Annotated[
+    str,
+    typer.Argument(help="Key of an adapter, or the start of it; champion or candidate; a PEFT folder."),
+]
+OutputOption = Annotated[Path, typer.Option("--output", help="Folder to make.", metavar="DIR")]
+
+
+@app.command()
+def export(
+    adapter: AdapterArgument,
+    output: OutputOption,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy an adapter out of the home as a PEFT folder."""
+    from jora_tasks.adapters import export_adapter
+
+    done = export_adapter(adapter, output, ArtifactStore(), load_spec(spec, tuple(set_ or ())).name)
+    if as_json:
+        print(json.dumps(done), flush=True)
+    else:
+        console.print(f"[bold]adapter[/] {done['adapter']}, {len(done['files'])} files")
+        _plain(f"  {done['path']}")
+
+
+@app.command()
+def merge(
+    adapter: AdapterArgument,
+    output: OutputOption,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder, name or hub id; by default the one trained over."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Type of the merged weights: float32 or bfloat16.")] = "float32",
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge an adapter into its base, in float32, as a Hugging Face folder."""
+    from jora_tasks.adapters import merge_into_base
+
+    line = load_spec(spec, tuple(set_ or ())).name
+    with _progress(as_json) as progress:
+        done = merge_into_base(adapter, output, ArtifactStore(), line, progress, base=base, dtype=dtype)
+    if as_json:
+        print(json.dumps(done), flush=True)
+    else:
+        console.print(
+            f"[bold]{done['base']['name']}[/] with adapter {done['adapter']['name']}, merged in float32, "
+            f"stored as {done['dtype']}"
+        )
+        _plain(f"  {done['path']}")
+
+
 @app.command()
 def promote(
     version: Annotated[int, typer.Argument(help="Registered version to make champion.", metavar="VERSION")],

@@ -19,7 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from jora_tasks.errors import InputError
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+FUSED_PROJECTIONS = ("qkv_proj", "gate_up_proj")  # of models that keep several of them as one: Phi-3
 ALL_LINEAR = "all-linear"
+PATTERN_SIGN = r"[.*+?|()\[\]\\^$]"  # what tells a regular expression from a name
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 DEFAULT_BASE_MODEL = "smollm2-135m-instruct"
@@ -129,7 +131,11 @@ class ModelConfig(Section):
 
 
 class LoraConfig(Section):
-    """Low-rank adaptation (arXiv 2106.09685): W x + scale * B A x, with A [r, in] and B [out, r]."""
+    """Low-rank adaptation (arXiv 2106.09685): W x + scale * B A x, with A [r, in] and B [out, r].
+
+    Names and meanings are PEFT's. Which modules of a model ``target_modules`` means, only the model can
+    say: see `jora_tasks.trainer.targets`.
+    """
 
     r: Annotated[int, Field(ge=1, le=1024, description="Rank of the adapter.")] = 16
     lora_alpha: Annotated[
@@ -141,37 +147,84 @@ class LoraConfig(Section):
     use_rslora: Annotated[
         bool, Field(description="Rank-stabilised scale, lora_alpha / sqrt(r) (arXiv 2312.03732).")
     ] = False
+    use_dora: Annotated[
+        bool,
+        Field(description="Train the length of each adapted weight's rows apart (DoRA, arXiv 2402.09353)."),
+    ] = False
     target_modules: Annotated[
-        Literal["all-linear"] | tuple[str, ...],
-        Field(description=f"Projections to adapt: {ALL_LINEAR}, or names out of {', '.join(PROJECTIONS)}."),
-    ] = "all-linear"
+        str | tuple[str, ...],
+        Field(
+            description=f"Projections to adapt: {ALL_LINEAR}, names out of {', '.join(PROJECTIONS)}, or a "
+            r"regular expression of whole module names, as in model\.layers\.[0-3]\.self_attn\..*_proj."
+        ),
+    ] = ALL_LINEAR
+    layers_to_transform: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...],
+        Field(description="Layers to adapt, counted from 0; all if none is named."),
+    ] = ()
+    modules_to_save: Annotated[
+        tuple[Literal["embed_tokens", "lm_head"], ...],
+        Field(description="Embedding and head, if they are to be trained whole, beside the adapter."),
+    ] = ()
+    init_from: Annotated[
+        str,
+        Field(
+            max_length=4000,
+            pattern=r"^[^\x00]*$",
+            description="Folder of a PEFT adapter of the same settings to train further; "
+            "if empty, training starts from a fresh one.",
+        ),
+    ] = ""
 
-    @field_validator("target_modules", mode="before")
+    @field_validator("target_modules", "layers_to_transform", "modules_to_save", mode="before")
     @classmethod
-    def _word_or_list(cls, value: Any) -> Any:
-        if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
-            return tuple(value)
-        if value != ALL_LINEAR:
-            raise ValueError(f"use {ALL_LINEAR} or a list of names out of {', '.join(PROJECTIONS)}")
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("layers_to_transform", "modules_to_save")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(sorted(set(value)))
+
+    @field_validator("target_modules")
+    @classmethod
+    def _known_targets(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        names = ", ".join(PROJECTIONS)
+        if isinstance(value, tuple):
+            unknown = [name for name in value if name not in PROJECTIONS + FUSED_PROJECTIONS]
+            if unknown or not value:
+                raise ValueError(
+                    f"target_modules has {unknown or 'no module'}; use {ALL_LINEAR} or names out of {names}"
+                )
+        elif value != ALL_LINEAR and not re.search(PATTERN_SIGN, value):
+            raise ValueError(
+                f"use {ALL_LINEAR}, a list of names out of {names}, or a regular expression of whole names "
+                r"such as model\.layers\.[0-3]\.self_attn\..*_proj"
+            )
+        elif value != ALL_LINEAR:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is not a regular expression ({error})") from None
         return value
 
     @model_validator(mode="after")
-    def _known_targets(self) -> LoraConfig:
-        if self.target_modules != ALL_LINEAR:
-            unknown = [name for name in self.target_modules if name not in PROJECTIONS]
-            if unknown or not self.target_modules:
-                raise ValueError(
-                    f"target_modules has {unknown or 'no module'}; "
-                    f"use {ALL_LINEAR} or names out of {', '.join(PROJECTIONS)}"
-                )
+    def _layers_once(self) -> LoraConfig:
+        if self.layers_to_transform and self.is_pattern:
+            raise ValueError(
+                "layers_to_transform does not go with a regular expression in target_modules; "
+                "name the layers in the expression"
+            )
         return self
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        """The adapted projections by name, in the model's order."""
-        if self.target_modules == ALL_LINEAR:
-            return PROJECTIONS
-        return tuple(name for name in PROJECTIONS if name in self.target_modules)
+    def is_pattern(self) -> bool:
+        """Whether ``target_modules`` is a regular expression."""
+        return isinstance(self.target_modules, str) and self.target_modules != ALL_LINEAR
+
+    def making(self) -> dict[str, Any]:
+        """The settings that decide what is made, as JSON: the start counts by its content, not its place."""
+        return self.model_dump(mode="json", exclude={"init_from"})
 
     @property
     def scale(self) -> float:
@@ -221,6 +274,10 @@ class TrainConfig(Section):
     min_learning_rate_ratio: Annotated[
         float, Field(ge=0, le=1, description="Share of the peak that cosine and linear schedules end at.")
     ] = 0.0
+    loraplus_lr_ratio: Annotated[
+        float,
+        Field(ge=1, le=1000, description="Learning rate of B over that of A (LoRA+, arXiv 2402.12354)."),
+    ] = 1.0
     weight_decay: Annotated[float, Field(ge=0, le=1, description="AdamW's decay.")] = 0.0
     max_grad_norm: Annotated[
         float, Field(ge=0, description="Gradients are clipped to this global norm; 0 clips none.")
@@ -341,8 +398,8 @@ def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
 def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSpec:
     """Read a YAML spec and apply ``key.subkey=value`` overrides, values parsed as YAML.
 
-    Relative ``documents.path`` and ``questions.path`` are taken from the spec file's folder, and
-    become absolute.
+    Relative ``documents.path``, ``questions.path`` and ``lora.init_from`` are taken from the spec file's
+    folder, and become absolute.
 
     Raises:
       InputError: for a missing or malformed file, an unknown field or a value out of bounds.
@@ -368,6 +425,7 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
         update={
             "documents": spec.documents.model_copy(update={"path": _absolute(folder, spec.documents.path)}),
             "questions": spec.questions.model_copy(update={"path": _absolute(folder, spec.questions.path)}),
+            "lora": spec.lora.model_copy(update={"init_from": _absolute(folder, spec.lora.init_from)}),
         }
     )
 
@@ -378,7 +436,7 @@ def dump_spec(spec: RunSpec) -> str:
 
 
 def _absolute(folder: Path, path: str) -> str:
-    return str((folder / path).resolve())
+    return str((folder / path).resolve()) if path else ""
 
 
 def _set(data: dict[str, Any], override: str) -> None:

@@ -23,6 +23,8 @@ from jora_tasks.spec import PROJECTIONS, LoraConfig, RunSpec, dump_spec, load_sp
             st.just("all-linear"),
             st.lists(st.sampled_from(PROJECTIONS), min_size=1, unique=True).map(tuple),
         ),
+        layers_to_transform=st.lists(st.integers(0, 99), unique=True).map(tuple),
+        modules_to_save=st.sets(st.sampled_from(("embed_tokens", "lm_head"))).map(tuple),
     )
 )
 def test_yaml_gives_back_the_same_spec(tmp_path_factory: pytest.TempPathFactory, lora: LoraConfig) -> None:
@@ -44,8 +46,12 @@ def test_the_defaults_are_what_a_file_of_them_says(tmp_path: Path) -> None:
 
 def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text("documents: {path: handbook}\nquestions: {path: /data/q.jsonl}\n")
+    file.write_text(
+        "documents: {path: handbook}\nquestions: {path: /data/q.jsonl}\nlora: {init_from: before}\n"
+    )
     spec = load_spec(file)
+    assert spec.lora.init_from == str(tmp_path / "before")
+    assert load_spec(None).lora.init_from == ""
     assert spec.documents.path == str(tmp_path / "handbook")
     assert spec.questions.path == "/data/q.jsonl"
 
@@ -53,7 +59,7 @@ def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
 def test_overrides_are_yaml_values() -> None:
     spec = load_spec(None, ("training.learning_rate=1e-4", "lora.target_modules=[v_proj, q_proj]"))
     assert spec.training.learning_rate == 1e-4
-    assert spec.lora.targets == ("q_proj", "v_proj")
+    assert spec.lora.target_modules == ("v_proj", "q_proj")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,11 @@ def test_overrides_are_yaml_values() -> None:
         ("training.max_grad_norm=.inf", "training.max_grad_norm"),
         ("training.seed=99999999999999999999", "training.seed"),
         ("training=null", "training must be a mapping of settings"),
-        ("lora.target_modules=q_proj", "use all-linear or a list of names"),
+        ("lora.target_modules=q_proj", "use all-linear, a list of names"),
+        ("lora.target_modules='.*(q_proj'", "is not a regular expression"),
+        ("lora={target_modules: .*q_proj, layers_to_transform: [0]}", "name the layers in the expression"),
+        ("lora.layers_to_transform=[-1]", "lora.layers_to_transform"),
+        ("lora.modules_to_save=[norm]", "lora.modules_to_save"),
         ('documents.path="a\\0b"', "documents.path"),
     ],
 )

@@ -16,7 +16,15 @@ from typing import Any
 from airflow.sdk import Param
 
 from jora_tasks.errors import InputError
-from jora_tasks.spec import ALL_LINEAR, PROJECTIONS, RunSpec, load_spec, parse_spec
+from jora_tasks.spec import (
+    ALL_LINEAR,
+    FUSED_PROJECTIONS,
+    PATTERN_SIGN,
+    PROJECTIONS,
+    RunSpec,
+    load_spec,
+    parse_spec,
+)
 
 # The sections that each DAG's stages read; "name" stands for the setting outside any section.
 DOCUMENT_INDEX_SECTIONS = ("name", "documents", "index")
@@ -35,7 +43,7 @@ SPEC_VARIABLE = "JORA_SPEC"
 
 _SHORT_FORMS = {"lora": "LoRA", "fsdp": "FSDP", "rslora": "rsLoRA", "dtype": "type"}
 _TARGETS = "lora.target_modules"
-_PATHS = ("documents.path", "questions.path")
+_PATHS = ("documents.path", "questions.path", "lora.init_from")
 # JSON Schema's words that a form and Airflow's check of a run's conf both use.
 _RULES = (
     "type",
@@ -47,6 +55,7 @@ _RULES = (
     "minLength",
     "maxLength",
     "pattern",
+    "items",
 )
 
 
@@ -99,9 +108,9 @@ def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:
             raise InputError(
                 f"The run's conf: {name} is not a setting; write section.field, as in training.epochs."
             )
-        if name == _TARGETS and list(value) == [ALL_LINEAR]:
-            value = ALL_LINEAR
-        elif name in _PATHS:
+        if name == _TARGETS and len(value) == 1 and value[0] not in PROJECTIONS + FUSED_PROJECTIONS:
+            (value,) = value
+        elif name in _PATHS and value:
             value = str((_spec_folder() / value).resolve())
         _set(data, name, value)
     return parse_spec(data, source="The run's conf")
@@ -111,12 +120,12 @@ def _param(setting: Setting, default: Any) -> Param:
     section, _, field = setting.name.rpartition(".")
     rules: dict[str, Any] = {word: setting.schema[word] for word in _RULES if word in setting.schema}
     if setting.name == _TARGETS:
-        # One of a kind: a word or a list. As a list of words it is a field with several choices.
-        choices = [ALL_LINEAR, *PROJECTIONS]
+        # One of a kind: a word, an expression or a list. As a list it is a field with several choices.
+        choices = [ALL_LINEAR, *PROJECTIONS, *FUSED_PROJECTIONS]
         default = [default] if isinstance(default, str) else default
         rules = {
             "type": "array",
-            "items": {"type": "string", "enum": choices},
+            "items": {"type": "string", "anyOf": [{"enum": choices}, {"pattern": PATTERN_SIGN}]},
             "examples": choices,
             "minItems": 1,
             "uniqueItems": True,

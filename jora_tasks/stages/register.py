@@ -29,7 +29,7 @@ from jora_tasks.registry import (
 from jora_tasks.spec import RunSpec
 
 # Settings that may hold a local path; a registry is shared, so it gets the last name alone.
-_PATHS = ("documents.path", "questions.path", "index.embedder", "model.base")
+_PATHS = ("documents.path", "questions.path", "index.embedder", "model.base", "lora.init_from")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
-from jora_tasks.spec import RunSpec
+from jora_tasks.spec import LoraConfig, RunSpec
+from jora_tasks.trainer.config import DecoderConfig, read_config
+from jora_tasks.trainer.targets import as_settings, lora_targets
 
 KIND = "adapter"
 VERSION = 1
@@ -37,9 +39,14 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     _check_split(prompts)
     base = base_model_folder(spec.model.base, store.home)
     source = model_source(base, spec.model.base)
-    lora = {**spec.lora.model_dump(mode="json"), "target_modules": list(spec.lora.targets)}
-    settings = {"lora": lora, "training": spec.training.making(), "dtype": spec.model.dtype}
+    settings = {
+        "lora": _making(spec.lora, read_config(base)),
+        "training": spec.training.making(),
+        "dtype": spec.model.dtype,
+    }
     inputs: dict[str, Input] = {"prompts": prompts, "base_model": source}
+    if spec.lora.init_from:
+        inputs["start"] = _start(Path(spec.lora.init_from), store)
     work = store.work_folder(KIND, store.key(KIND, version=VERSION, settings=settings, inputs=inputs))
 
     def on_step(metrics: Mapping[str, Any]) -> None:
@@ -79,6 +86,25 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     )
     shutil.rmtree(work, ignore_errors=True)
     return artifact
+
+
+def _making(lora: LoraConfig, config: DecoderConfig) -> dict[str, Any]:
+    """The adapter's settings for its key: the same however the same targets were written."""
+    targets, layers = as_settings(config, lora_targets(config, lora))
+    return lora.making() | {
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "layers_to_transform": list(layers),
+    }
+
+
+def _start(folder: Path, store: ArtifactStore) -> Input:
+    """The adapter that training starts from: an artifact with its lineage, or a folder by its content."""
+    if folder.parent == store.home / "artifacts" / KIND:
+        return store.get(KIND, folder.name)
+    files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"lora.init_from: {missing[0]} is missing; give the folder of a PEFT adapter.")
+    return Source(KIND, folder.name, digest_json({file.name: digest_file(file) for file in files}))
 
 
 def _check_split(prompts: Artifact) -> None:

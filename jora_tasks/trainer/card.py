@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jora_tasks.spec import LoraConfig, TrainConfig
+from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.data import Dataset
+from jora_tasks.trainer.targets import in_words, lora_targets
 
 SKIPPED = "skipped.jsonl"
 LAST_SHARE = 10  # the final loss is over the last tenth of the updates: one alone is noise
@@ -50,8 +52,19 @@ def _kept(evaluations: Sequence[Mapping[str, Any]], training: TrainConfig) -> di
     return {"kept_step": kept["step"], "eval_loss": kept["eval_loss"]}
 
 
-def model_card(base_name: str, lora: LoraConfig, training: TrainConfig, summary: Mapping[str, Any]) -> str:
+def model_card(
+    base_name: str,
+    config: DecoderConfig,
+    lora: LoraConfig,
+    training: TrainConfig,
+    summary: Mapping[str, Any],
+) -> str:
     """The card as Markdown with the Hub's front matter. It holds no local path and no date."""
+    method = "DoRA" if lora.use_dora else "LoRA"
+    faster = f", of B {training.loraplus_lr_ratio:g} times that" if training.loraplus_lr_ratio != 1 else ""
+    counted = ", ".join(f"{summary[name]:,}" for name in ("examples", "epochs", "steps"))
+    rate = f"{training.learning_rate:g}{faster}"
+    whole = f"| Trained whole | {', '.join(lora.modules_to_save)} |\n" if lora.modules_to_save else ""
     scale = "lora_alpha / sqrt(r)" if lora.use_rslora else "lora_alpha / r"
     batch = training.batch_size * training.gradient_accumulation
     evaluation = (
@@ -71,21 +84,21 @@ base_model: {base_name}
 library_name: peft
 pipeline_tag: text-generation
 tags:
-- lora
+- {method.lower()}
 ---
 
-# LoRA adapter for {base_name}
+# {method} adapter for {base_name}
 
 | | |
 |---|---|
 | Rank, alpha, scale | {lora.r}, {lora.lora_alpha:g}, {scale} = {lora.scale:g} |
 | Dropout | {lora.lora_dropout:g} |
-| Adapted projections | {", ".join(lora.targets)} |
-| Examples, epochs, updates | {summary["examples"]:,}, {summary["epochs"]:,}, {summary["steps"]:,} |{skipped}
+| Adapted projections | {in_words(config, lora_targets(config, lora))} |
+{whole}| Examples, epochs, updates | {counted} |{skipped}
 | Tokens seen, of them scored | {summary["tokens"]:,}, {summary["scored_tokens"]:,} |
 | Rows in an update | {batch:,}{packing} |
 | Optimizer | AdamW |
-| Learning rate | {training.learning_rate:g}, warm-up {training.warmup_ratio:.0%}, then {training.schedule} |
+| Learning rate | {rate}, warm-up {training.warmup_ratio:.0%}, then {training.schedule} |
 | Weight decay, gradient norm limit | {training.weight_decay:g}, {clipping} |
 | Seed | {training.seed} |
 | Final training loss | {summary["final_loss"]:.4f} |{evaluation}

@@ -13,7 +13,7 @@ from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.attention import attend
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.layer import Block, attend_by_layer, by_layer, layer_tables, local_flags, rms_norm
-from jora_tasks.trainer.lora import LoraTree
+from jora_tasks.trainer.lora import LoraTree, stacked
 from jora_tasks.trainer.model import embed_tokens, project_logits
 from jora_tasks.trainer.parameters import BaseTree
 
@@ -62,10 +62,10 @@ def prefill(
 
         return layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
 
-    x = embed_tokens(config, base, tokens, mesh)
-    x, cache = jax.lax.scan(step, x, (base["layers"], lora, local_flags(config)))
+    x = embed_tokens(config, base, lora, tokens, mesh)
+    x, cache = jax.lax.scan(step, x, (base["layers"], stacked(lora), local_flags(config)))
     last = jnp.take_along_axis(x, (lengths - 1)[:, None, None], axis=1)[:, 0]
-    return project_logits(config, base, rms_norm(config, last, base["norm"])), KVCache(*cache)
+    return project_logits(config, base, lora, rms_norm(config, last, base["norm"])), KVCache(*cache)
 
 
 def decode_step(
@@ -129,6 +129,6 @@ def decode_step(
         x, cache = layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
         return (x, cache, index + 1), None
 
-    start = (embed_tokens(config, base, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
-    (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], lora, local_flags(config)))
-    return project_logits(config, base, rms_norm(config, x[:, 0], base["norm"])), cache
+    start = (embed_tokens(config, base, lora, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
+    (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], stacked(lora), local_flags(config)))
+    return project_logits(config, base, lora, rms_norm(config, x[:, 0], base["norm"])), cache

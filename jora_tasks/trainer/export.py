@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from jora_tasks.errors import InputError
-from jora_tasks.spec import PROJECTIONS, LoraConfig
+from jora_tasks.spec import FUSED_PROJECTIONS, PROJECTIONS, LoraConfig
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.lora import LoraTree, lora_axes, lora_shapes
 from jora_tasks.trainer.mesh import sharding
 from jora_tasks.trainer.model import LanguageModel
+from jora_tasks.trainer.targets import as_settings, lora_targets, module_name, saved_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-LETTERS = (("A", "a"), ("B", "b"))
-PREFIX = "base_model.model.model.layers."
-PARENTS = {
-    name: "mlp" if name in ("gate_proj", "up_proj", "down_proj") else "self_attn" for name in PROJECTIONS
-}
-KEY = re.compile(
-    rf"{re.escape(PREFIX)}(\d+)\.(?:self_attn|mlp)\.({'|'.join(PROJECTIONS)})\.lora_([AB])\.weight"
-)
+PREFIX = "base_model.model."
+SUFFIXES = {"a": ".lora_A.weight", "b": ".lora_B.weight", "m": ".lora_magnitude_vector"}
 
 # Settings of other methods: whatever their value in an adapter, it must be this or absent.
 PLAIN: dict[str, tuple[Any, ...]] = {
@@ -38,15 +33,17 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "fan_in_fan_out": (False,),
     **dict.fromkeys(
-        ("use_dora", "lora_bias", "use_qalora", "use_bdlora", "modules_to_save", "layers_to_transform"),
-        (False, None, []),
+        ("lora_bias", "use_qalora", "use_bdlora", "exclude_modules", "ensure_weight_tying"), (False, None, [])
     ),
+    "layers_pattern": (None, [], "layers", ["layers"]),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
     **dict.fromkeys(
         ("trainable_token_indices", "target_parameters", "layer_replication", "alora_invocation_tokens"),
         (None, [], {}),
     ),
-    **dict.fromkeys(("megatron_config", "kasa_config", "arrow_config", "velora_config"), (None, {})),
+    **dict.fromkeys(
+        ("megatron_config", "kasa_config", "arrow_config", "velora_config", "monteclora_config"), (None, {})
+    ),
     # Other initialisations (pissa, olora, loftq, …) also change the base weights.
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal"),
 }
@@ -73,12 +70,12 @@ def save_adapter(model: LanguageModel, folder: str | Path, base_name: str) -> Pa
     check_base_name(base_name)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name in model.lora_config.targets:
-        for letter, part in LETTERS:
-            for layer, value in enumerate(np.asarray(jax.device_get(model.lora[name][part]), np.float32)):
-                tensors[_key(layer, name, letter)] = np.ascontiguousarray(_turned(value, part))
-    settings = json.dumps(_settings(model.lora_config, base_name), indent=2, sort_keys=True)
+    tree = jax.device_get(model.lora)
+    tensors = {
+        key: np.ascontiguousarray(_turned(place.of(tree), place.part), np.float32)
+        for key, place in _places(model.config, model.lora_config).items()
+    }
+    settings = json.dumps(_settings(model.config, model.lora_config, base_name), indent=2, sort_keys=True)
     _replace(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
     _replace(folder / CONFIG, f"{settings}\n".encode())
     return folder
@@ -101,8 +98,9 @@ def check_base_name(base_name: str) -> None:
         )
 
 
-def _settings(lora: LoraConfig, base_name: str) -> dict[str, Any]:
+def _settings(config: DecoderConfig, lora: LoraConfig, base_name: str) -> dict[str, Any]:
     alpha = float(lora.lora_alpha)
+    targets = lora.target_modules if lora.is_pattern else list(lora_targets(config, lora))
     return {
         "auto_mapping": None,
         "base_model_name_or_path": base_name,
@@ -110,20 +108,47 @@ def _settings(lora: LoraConfig, base_name: str) -> dict[str, Any]:
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
+        "layers_to_transform": list(lora.layers_to_transform) or None,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": lora.lora_dropout,
-        "modules_to_save": None,
+        "modules_to_save": list(lora.modules_to_save) or None,
         "peft_type": "LORA",
         "r": lora.r,
-        "target_modules": list(lora.targets),  # explicit: PEFT guesses q and v only where it is null
+        "target_modules": targets,  # explicit: PEFT guesses q and v only where it is null
         "task_type": "CAUSAL_LM",
-        "use_dora": False,
+        "use_dora": lora.use_dora,
         "use_rslora": lora.use_rslora,
     }
 
 
-def _key(layer: int, name: str, letter: str) -> str:
-    return f"{PREFIX}{layer}.{PARENTS[name]}.{name}.lora_{letter}.weight"
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of a PEFT file is in the adapter's tree, and its shape in the file."""
+
+    name: str
+    part: str
+    layer: int | None
+    shape: tuple[int, ...]
+
+    def of(self, tree: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+        array = tree[self.name][self.part]
+        return array if self.layer is None else array[self.layer]
+
+
+def _places(config: DecoderConfig, lora: LoraConfig) -> dict[str, _Place]:
+    """Every tensor of the adapter's file by its name."""
+    shapes, places = lora_shapes(config, lora), {}
+    for name, layers in lora_targets(config, lora).items():
+        for part, shape in shapes[name].items():
+            turned = shape[:0:-1] if part == "b" else shape[1:]
+            for layer in layers:
+                key = f"{PREFIX}{module_name(config, layer, name)}{SUFFIXES[part]}"
+                places[key] = _Place(name, part, layer, turned)
+    for name in lora.modules_to_save:
+        places[f"{PREFIX}{saved_name(config, name)}.weight"] = _Place(
+            name, "weight", None, shapes[name]["weight"]
+        )
+    return places
 
 
 def _replace(file: Path, content: bytes) -> None:
@@ -138,40 +163,43 @@ def _replace(file: Path, content: bytes) -> None:
 def load_adapter(
     folder: str | Path, config: DecoderConfig, *, mesh: Mesh | None = None
 ) -> tuple[LoraConfig, LoraTree]:
+    """Read a PEFT LoRA adapter for this decoder onto its devices; as `read_adapter`."""
+    lora, tree = read_adapter(folder, config)
+    axes = lora_axes(config, lora)
+    return lora, {
+        name: {part: jax.device_put(array, sharding(mesh, axes[name][part])) for part, array in parts.items()}
+        for name, parts in tree.items()
+    }
+
+
+def read_adapter(
+    folder: str | Path, config: DecoderConfig
+) -> tuple[LoraConfig, dict[str, dict[str, np.ndarray]]]:
     """Read a PEFT LoRA adapter for this decoder.
 
     Returns:
-      Its settings, and {projection: {"a": f32 [L, r, in], "b": f32 [L, r, out]}}.
+      Its settings, and the f32 tree of `lora_shapes`; layers that it does not adapt are zero in it.
 
     Raises:
-      InputError: if a file is missing or damaged, if the adapter uses what cannot be applied here (DoRA,
-        biases, saved modules, unequal ranks, …), or if it does not fit the decoder.
+      InputError: if a file is missing or damaged, if the adapter uses what cannot be applied here
+        (biases, unequal ranks, …), or if it does not fit the decoder.
     """
     folder = Path(folder)
-    settings = _read_settings(folder / CONFIG)
-    tensors = _read_tensors(folder / WEIGHTS)
-    found: set[str] = set()
-    for key in tensors:
-        match = KEY.fullmatch(key)
-        if match is None or int(match[1]) >= config.num_hidden_layers:
-            raise InputError(
-                f"{folder / WEIGHTS}: tensor {key} has no place in the base model; use the base that the "
-                f"adapter was made for, and LoRA on no more than {', '.join(PROJECTIONS)}."
-            )
-        found.add(match[2])
-    lora = _lora_config(settings, tuple(name for name in PROJECTIONS if name in found), folder / CONFIG)
-
-    tree: LoraTree = {}
-    for name, shapes in lora_shapes(config, lora).items():
-        axes = lora_axes(config.projections[name])
-        tree[name] = {}
-        for letter, part in LETTERS:
-            stack = np.empty(shapes[part], np.float32)
-            for layer in range(config.num_hidden_layers):
-                expected = shapes[part][1:] if part == "a" else shapes[part][:0:-1]
-                value = _checked(tensors, _key(layer, name, letter), expected, folder / WEIGHTS)
-                stack[layer] = _turned(value, part)
-            tree[name][part] = jax.device_put(stack, sharding(mesh, axes[part]))
+    lora = _lora_config(_read_settings(folder / CONFIG), config, folder / CONFIG)
+    file = folder / WEIGHTS
+    tensors = _read_tensors(file)
+    places = _places(config, lora)
+    if strange := [key for key in tensors if key not in places]:
+        raise InputError(
+            f"{file}: tensor {strange[0]} has no place in the base model adapted as {CONFIG} says; use the "
+            f"base that the adapter was made for, and LoRA on no more than {', '.join(config.projections)}."
+        )
+    tree = {
+        name: {part: np.zeros(shape, np.float32) for part, shape in parts.items()}
+        for name, parts in lora_shapes(config, lora).items()
+    }
+    for key, place in places.items():
+        place.of(tree)[...] = _turned(_checked(tensors, key, place.shape, file), place.part)
     return lora, tree
 
 
@@ -182,7 +210,7 @@ def _turned(value: np.ndarray, part: str) -> np.ndarray:
 
 def _checked(tensors: dict[str, np.ndarray], key: str, shape: tuple[int, ...], file: Path) -> np.ndarray:
     if key not in tensors:
-        raise InputError(f"{file} has no tensor {key}; every layer must have the same adapted projections.")
+        raise InputError(f"{file} has no tensor {key}, which {CONFIG} asks for; export the adapter again.")
     value = tensors[key]
     if value.shape != shape:
         raise InputError(
@@ -221,16 +249,53 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
         raise InputError(f"{file} is truncated or damaged ({error}); export the adapter again.") from None
 
 
-def _lora_config(settings: dict[str, Any], targets: tuple[str, ...], file: Path) -> LoraConfig:
+def _lora_config(settings: dict[str, Any], config: DecoderConfig, file: Path) -> LoraConfig:
+    layers = settings.get("layers_to_transform")
+    layers = [layers] if isinstance(layers, int) else layers or []
+    targets = settings.get("target_modules")
     try:
-        return LoraConfig(
+        if isinstance(targets, list) and not set(map(str, targets)) <= set(PROJECTIONS + FUSED_PROJECTIONS):
+            targets, layers = _of_longer_names(config, [str(name) for name in targets], layers)
+        lora = LoraConfig(
             r=settings.get("r", 8),
             lora_alpha=settings.get("lora_alpha", 8),
             lora_dropout=settings.get("lora_dropout", 0.0),
             use_rslora=settings.get("use_rslora", False),
-            target_modules=targets,
+            use_dora=settings.get("use_dora", False),
+            target_modules=targets,  # type: ignore[arg-type]
+            layers_to_transform=layers,  # type: ignore[arg-type]
+            modules_to_save=settings.get("modules_to_save") or [],  # type: ignore[arg-type]
         )
+        lora_targets(config, lora)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "target_modules"
         raise InputError(f"{file}: {field}: {first['msg']} (got {first['input']!r}).") from None
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix('lora.')}") from None
+    return lora
+
+
+def _of_longer_names(config: DecoderConfig, names: list[str], layers: list[int]) -> tuple[Any, Any]:
+    """PEFT matches the ends of modules' names: ``self_attn.q_proj`` and whole names are targets too."""
+    everywhere = range(config.num_hidden_layers)
+    found: dict[str, set[tuple[str, int]]] = {
+        wanted: {
+            (name, layer)
+            for name in config.projections
+            for layer in everywhere
+            if f".{module_name(config, layer, name)}".endswith(f".{wanted}")
+        }
+        for wanted in names
+    }
+    if unknown := [wanted for wanted, matches in found.items() if not matches]:
+        raise InputError(
+            f"target_modules has {unknown[0]}, but only projections of layers can be adapted here: "
+            f"{', '.join(config.projections)}."
+        )
+    every = set.union(*found.values())
+    targets = {
+        name: tuple(layer for layer in layers or everywhere if (name, layer) in every)
+        for name in config.projections
+    }
+    return as_settings(config, {name: chosen for name, chosen in targets.items() if chosen})

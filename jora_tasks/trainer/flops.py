@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.targets import HEAD, lora_targets
 
 # Dense bf16 peaks from the makers' data sheets, in FLOP/s, by jax's device_kind. Longer names first.
 BF16_PEAKS = {
@@ -41,12 +42,13 @@ def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], 
     A token costs 4N for the N frozen weights of the layers and 6 for each adapter weight (which has a
     weight gradient too); a pair of tokens of which one attends to the other 12 d in each layer,
     d = heads * head_dim, and a sequence of S tokens has S^2 / 2 pairs, of which a layer with a window W
-    keeps W S - W^2 / 2; a scored token 4 D V for the head.
+    keeps W S - W^2 / 2; a scored token 4 D V for the head, 6 D V where that is trained.
     """
     layers = config.num_hidden_layers
     sizes = {name: (one.in_features, one.out_features) for name, one in config.projections.items()}
     frozen = layers * sum(inputs * outputs for inputs, outputs in sizes.values())
-    adapter = layers * sum(lora.r * sum(sizes[name]) for name in lora.targets)
+    adapter = sum(lora.r * sum(sizes[name]) * len(at) for name, at in lora_targets(config, lora).items())
+    head = 6 if HEAD in lora.modules_to_save else 4
     lengths = list(lengths)
     local = sum(config.local_layers)
     reach = [min(length, config.window or length) for length in lengths]
@@ -56,7 +58,7 @@ def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], 
     return float(
         (4 * frozen + 6 * adapter) * sum(lengths)
         + 6 * config.query_size * pairs
-        + 4 * config.hidden_size * config.vocab_size * scored_tokens
+        + head * config.hidden_size * config.vocab_size * scored_tokens
     )
 
 

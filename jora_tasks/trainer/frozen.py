@@ -17,6 +17,11 @@ def matmul_transposed(x: Float[Array, "*T out"], weight: Float[Array, "out in"])
     return contract(x, weight, x.ndim - 1, 0)
 
 
+def row_squares(weight: Float[Array, "out in"]) -> Float[Array, " out"]:
+    """Sum of squares of each row of W, in f32."""
+    return jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=-1)
+
+
 def contract(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """Contract one axis of each, adding in f32, result in left's type."""
     out = jax.lax.dot_general(

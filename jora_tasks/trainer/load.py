@@ -25,9 +25,11 @@ from jora_tasks.trainer.lora import init_lora
 from jora_tasks.trainer.mesh import Axes, check_mesh, sharding
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.parameters import BaseTree, Parameter, describe, unflatten
+from jora_tasks.trainer.targets import disagreement, lora_targets
 
 WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
+FLOATS = ("F64", "F32", "F16", "BF16")  # types that can be read
 
 
 def load_model(
@@ -44,7 +46,7 @@ def load_model(
       folder: holds config.json and model.safetensors, or shards with model.safetensors.index.json.
       dtype: type of the frozen weights and of the computation, float32 or bfloat16.
       adapter: PEFT folder of an adapter to apply.
-      lora: makes a fresh adapter of these settings instead.
+      lora: makes a fresh adapter of these settings instead, or reads the one of ``lora.init_from``.
       mesh: splits the weights; None puts them on the first device.
       seed: of the fresh adapter.
 
@@ -62,22 +64,31 @@ def load_model(
     tree = None
     if adapter is not None:
         lora, tree = load_adapter(adapter, config, mesh=mesh)
+    elif lora is not None and lora.init_from:
+        found, tree = load_adapter(lora.init_from, config, mesh=mesh)
+        if difference := disagreement(config, found, lora):
+            raise InputError(
+                f"lora.init_from: the adapter in {lora.init_from} has {difference}; "
+                "give the settings that it has, or another adapter."
+            )
+    elif lora is not None:
+        lora_targets(config, lora)  # refused before the weights are read
     base = load_base(folder, config, dtype, mesh)
     if lora is not None and tree is None:
-        tree = init_lora(config, lora, jax.random.key(seed), mesh)
+        tree = init_lora(config, lora, jax.random.key(seed), mesh, base)
     return LanguageModel(config=config, base=base, lora=tree, lora_config=lora, mesh=mesh)
 
 
 def load_base(folder: str | Path, config: DecoderConfig, dtype: str, mesh: Mesh | None = None) -> BaseTree:
     """The frozen weights as a tree of `describe`'s paths."""
-    checkpoint = _Checkpoint(Path(folder))
+    checkpoint = Checkpoint(Path(folder))
     parameters = describe(config, dtype)
     for parameter in parameters.values():
         checkpoint.check(parameter, config.num_hidden_layers)
     return unflatten({path: _place(checkpoint, p, mesh) for path, p in parameters.items()})
 
 
-def _place(checkpoint: _Checkpoint, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
+def _place(checkpoint: Checkpoint, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
     place = _where(mesh, parameter.axes)
     if parameter.axes[0] != "layers":
         return checkpoint.read(parameter.checkpoint_name, parameter.shape, parameter.dtype, place)
@@ -100,7 +111,7 @@ def _insert(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
 
 
-class _Checkpoint:
+class Checkpoint:
     """The safetensors files of a folder and which tensor is in which."""
 
     def __init__(self, folder: Path) -> None:
@@ -157,10 +168,27 @@ class _Checkpoint:
                     f"{file}: tensor {name} has shape {list(found)}, but its config.json says {list(shape)}; "
                     "fetch the model again."
                 )
-            if tensor.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+            if tensor.get_dtype() not in FLOATS:
                 raise InputError(
                     f"{file}: tensor {name} is {tensor.get_dtype()}; use a checkpoint in F32, F16 or BF16."
                 )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor, in the files' order."""
+        return {name: tuple(self._slice(name)[0].get_shape()) for name in self._file_of}
+
+    def array(self, name: str) -> np.ndarray:
+        """One whole tensor on the host, f32.
+
+        Raises:
+          InputError: if it is missing or not of a float type.
+        """
+        tensor, file = self._slice(name)
+        if tensor.get_dtype() not in FLOATS:
+            raise InputError(
+                f"{file}: tensor {name} is {tensor.get_dtype()}; use a checkpoint in F32, F16 or BF16."
+            )
+        return np.array(tensor[:], np.float32)
 
     def read(self, name: str, shape: tuple[int, ...], dtype: jnp.dtype, place: Sharding) -> jax.Array:
         """One tensor, each device's part read for it alone."""

@@ -1,4 +1,8 @@
-"""Low-rank adaptation (arXiv 2106.09685): y = x Wᵀ + scale · drop(x) Aᵀ Bᵀ, with W frozen."""
+"""Low-rank adaptation (arXiv 2106.09685): y = x Wᵀ + scale · drop(x) Aᵀ Bᵀ, with W frozen.
+
+DoRA (arXiv 2402.09353) gives each row of W + scale · B A the trained length m instead of its own.
+Embedding and head can be trained whole beside either.
+"""
 
 from __future__ import annotations
 
@@ -12,55 +16,107 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.config import DecoderConfig, Projection
-from jora_tasks.trainer.frozen import contract, matmul, matmul_transposed
+from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.frozen import contract, matmul, matmul_transposed, row_squares
 from jora_tasks.trainer.mesh import Axes, sharding
+from jora_tasks.trainer.targets import EMBEDDING, SAVED, lora_targets
 
 LOW = "lora_low"  # the name under which a remat policy may keep x Aᵀ
+DORA = "dora_factor"  # and that of DoRA's factors, [out] for each weight
 
 LoraTree = dict[str, dict[str, jax.Array]]
 
 
-def lora_axes(projection: Projection) -> dict[str, Axes]:
-    """Logical axes of the stacked A [L, r, in] and B [L, r, out] of one projection."""
-    return {"a": ("layers", "rank", projection.in_axis), "b": ("layers", "rank", projection.out_axis)}
+def lora_axes(config: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, Axes]]:
+    """Logical axes of every array of an adapter; the tree of `lora_shapes`."""
+    axes: dict[str, dict[str, Axes]] = {}
+    for name in lora_targets(config, lora):
+        one = config.projections[name]
+        axes[name] = {"a": ("layers", "rank", one.in_axis), "b": ("layers", "rank", one.out_axis)}
+        if lora.use_dora:
+            axes[name]["m"] = ("layers", one.out_axis)
+    return axes | {name: {"weight": ("vocab", "embed")} for name in lora.modules_to_save}
 
 
-def lora_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, tuple[int, int, int]]]:
-    """Shapes of the stacked A and B of every adapted projection."""
-    layers, rank = config.num_hidden_layers, lora.r
-    chosen = (config.projections[name] for name in lora.targets)
-    return {p.name: {"a": (layers, rank, p.in_features), "b": (layers, rank, p.out_features)} for p in chosen}
+def lora_shapes(config: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of every array of an adapter, all f32.
+
+    Returns:
+      {projection: {"a": [L, r, in], "b": [L, r, out]}}, with DoRA "m": [L, out] too, and {"embed_tokens"
+      or "lm_head": {"weight": [V, D]}} where those are trained whole. B is PEFT's transposed, so that both
+      have the long side last and no gradient needs transposing.
+    """
+    layers = config.num_hidden_layers
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for name in lora_targets(config, lora):
+        one = config.projections[name]
+        shapes[name] = {"a": (layers, lora.r, one.in_features), "b": (layers, lora.r, one.out_features)}
+        if lora.use_dora:
+            shapes[name]["m"] = (layers, one.out_features)
+    return shapes | {
+        name: {"weight": (config.vocab_size, config.hidden_size)} for name in lora.modules_to_save
+    }
 
 
-def init_lora(config: DecoderConfig, lora: LoraConfig, key: jax.Array, mesh: Mesh | None = None) -> LoraTree:
-    """A fresh adapter as PEFT starts it: A uniform in ±1/sqrt(in), B zero, so that it changes nothing.
+def init_lora(
+    config: DecoderConfig,
+    lora: LoraConfig,
+    key: jax.Array,
+    mesh: Mesh | None = None,
+    base: Any = None,
+) -> LoraTree:
+    """A fresh adapter as PEFT starts it, which changes nothing.
+
+    A is uniform in ±1/sqrt(in) and B zero; DoRA's m is the lengths of the base's rows. In layers that are
+    not adapted A, B and m are zero, and no update changes that: each gradient is exactly zero there.
 
     Args:
       config: the decoder adapted.
-      lora: rank and targets.
+      lora: rank, targets and the rest.
       key: decides A; the values do not depend on the mesh.
       mesh: where the arrays go.
+      base: the frozen weights; needed for DoRA and for modules that are trained whole.
 
     Returns:
-      {projection: {"a": f32 [L, r, in], "b": f32 [L, r, out]}}: B
-      as PEFT has it, transposed, so that both have the long side last and gradients need no transposing.
+      The f32 tree of `lora_shapes`.
     """
-    shapes = lora_shapes(config, lora)
-    places = {
-        name: {part: sharding(mesh, axes) for part, axes in lora_axes(config.projections[name]).items()}
-        for name in shapes
-    }
+    targets, shapes = lora_targets(config, lora), lora_shapes(config, lora)
+    if base is None and (lora.use_dora or lora.modules_to_save):
+        raise ValueError("DoRA and modules_to_save start from the base's weights; give base")
 
-    def make() -> LoraTree:
-        tree = {}
-        for name, key_of in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
+    def make(base: Any) -> LoraTree:
+        tree: LoraTree = {}
+        for (name, layers), key_of in zip(targets.items(), jax.random.split(key, len(targets)), strict=True):
+            adapted = jnp.zeros(config.num_hidden_layers, bool).at[jnp.array(layers)].set(True)
             bound = config.projections[name].in_features ** -0.5
             a = jax.random.uniform(key_of, shapes[name]["a"], jnp.float32, -bound, bound)
+            a = jnp.where(adapted[:, None, None], a, 0)
             tree[name] = {"a": a, "b": jnp.zeros(shapes[name]["b"], jnp.float32)}
+            if lora.use_dora:
+                squares = jax.lax.map(row_squares, base["layers"][name]["weight"])
+                tree[name]["m"] = jnp.where(adapted[:, None], jnp.sqrt(squares), 0)
+        for name in lora.modules_to_save:
+            tied = name == EMBEDDING or "head" not in base
+            tree[name] = {"weight": base["embed" if tied else "head"].astype(jnp.float32)}
         return tree
 
-    return jax.jit(make, out_shardings=places if mesh is not None else None)()
+    places = jax.tree.map(
+        lambda axes: sharding(mesh, axes),
+        lora_axes(config, lora),
+        is_leaf=lambda leaf: isinstance(leaf, tuple),
+    )
+    needed = base if lora.use_dora or lora.modules_to_save else None
+    return jax.jit(make, out_shardings=places if mesh is not None else None)(needed)
+
+
+def stacked(lora: LoraTree | None) -> LoraTree | None:
+    """The part of an adapter that has a slice for each layer."""
+    return None if lora is None else {name: parts for name, parts in lora.items() if name not in SAVED}
+
+
+def trained_whole(lora: LoraTree | None, name: str) -> Float[Array, "V D"] | None:
+    """The adapter's own embedding or head, f32, or None where the base's is used."""
+    return lora[name]["weight"] if lora is not None and name in lora else None
 
 
 def linear(
@@ -73,10 +129,14 @@ def linear(
 ) -> Float[Array, "*T out"]:
     """x through a frozen weight and, if given, its adapter.
 
+    With DoRA and dropout, dropped inputs meet the frozen weight too, as in PEFT: with d = drop(x) it is
+    x Wᵀ - d Wᵀ + f · (d Wᵀ + scale · d Aᵀ Bᵀ).
+
     Args:
       x: inputs; their type is the type computed in.
       weight: frozen, stored as in the checkpoint. It never gets a gradient.
-      adapter: f32 masters {"a": [r, in], "b": [r, out]}, cast to x's type where they are used.
+      adapter: f32 masters {"a": [r, in], "b": [r, out]} and with DoRA "m": [out], cast to x's type where
+        they are used.
       scale: factor on the adapter's part.
       dropout: share of the adapter's inputs dropped, where a key is given.
       key: decides which inputs are dropped.
@@ -85,7 +145,37 @@ def linear(
         return matmul(x, weight)
     if key is None:
         dropout = 0.0
-    return _lora_linear(scale, dropout, x, weight, adapter["a"], adapter["b"], key)
+    a, b = adapter["a"], adapter["b"]
+    if "m" not in adapter:
+        return _lora_linear(scale, dropout, x, weight, a, b, key)
+    factor = checkpoint_name(dora_factor(weight, adapter, scale, x.dtype), DORA).astype(x.dtype)
+    if dropout == 0.0:
+        return _lora_linear(scale, 0.0, x, weight, a, b, None) * factor
+    dropped = _dropped(x, dropout, key)
+    return matmul(x - dropped, weight) + _lora_linear(scale, 0.0, dropped, weight, a, b, None) * factor
+
+
+def dora_factor(
+    weight: Float[Array, "out in"], adapter: dict[str, jax.Array], scale: float, dtype: Any = jnp.float32
+) -> Float[Array, " out"]:
+    """DoRA's factor on each output: trained length over the length of the row of W + scale · B A.
+
+    The adapted weight is never made: with rows w and b, its squared length is w·w + 2 scale b·(A w) +
+    scale² b·(A Aᵀ b). The length is a constant to the gradient, as in the paper's section 4.3. Rows with
+    m = 0, those of layers that are not adapted, have factor 1 and no gradient.
+
+    Args:
+      weight: frozen.
+      adapter: {"a": [r, in], "b": [r, out], "m": [out]}.
+      scale: factor on B A.
+      dtype: of the product A Wᵀ, the one that reads the weight; all else is f32.
+    """
+    a, b = jax.lax.stop_gradient((adapter["a"], adapter["b"]))
+    crossed = matmul(a.astype(dtype), weight).astype(jnp.float32)
+    squares = row_squares(weight) + jnp.sum(b * (2 * scale * crossed + scale**2 * (a @ a.T) @ b), axis=0)
+    squares = jax.lax.stop_gradient(squares)
+    adapted = (adapter["m"] != 0) & (squares > 0)
+    return jnp.where(adapted, adapter["m"] / jnp.sqrt(jnp.where(adapted, squares, 1)), 1)
 
 
 def _dropped(x: Array, dropout: float, key: jax.Array | None) -> Array:

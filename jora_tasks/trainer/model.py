@@ -29,18 +29,22 @@ from jora_tasks.trainer.layer import (
     rms_norm,
     text_lengths,
 )
-from jora_tasks.trainer.lora import LOW, LoraTree
+from jora_tasks.trainer.lora import DORA, LOW, LoraTree, stacked, trained_whole
 from jora_tasks.trainer.mesh import batch_multiple, constrain
 from jora_tasks.trainer.parameters import BaseTree
+from jora_tasks.trainer.targets import EMBEDDING, HEAD
 
 # What each remat policy keeps of a layer besides its input. Attention's output is as small as the input
 # and costs most to make again; "none" keeps every product of weights, never norms, rotations or scores.
-KEPT = {"full": (OUTPUT,), "none": (OUTPUT, INPUTS, LOW, STREAM, WIDE, UNNORMED)}
+KEPT = {"full": (OUTPUT, DORA), "none": (OUTPUT, INPUTS, LOW, DORA, STREAM, WIDE, UNNORMED)}
 
 
-def embed_tokens(config: DecoderConfig, base: BaseTree, tokens: Array, mesh: Mesh | None) -> Array:
-    """The first residual stream, [*T, D]."""
-    x = base["embed"][tokens]
+def embed_tokens(
+    config: DecoderConfig, base: BaseTree, lora: LoraTree | None, tokens: Array, mesh: Mesh | None
+) -> Array:
+    """The first residual stream, [*T, D], by the adapter's embedding or the base's."""
+    trained = trained_whole(lora, EMBEDDING)
+    x = base["embed"][tokens] if trained is None else trained[tokens].astype(base["embed"].dtype)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)  # rounded to the type, as in training
     return constrain(x, mesh, ("batch", "sequence", "stream"))
@@ -93,21 +97,27 @@ def hidden_states(
     policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
     step = jax.checkpoint(step, prevent_cse=False, policy=policy)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
-    x = embed_tokens(config, base, tokens, mesh)
-    x, _ = jax.lax.scan(step, x, (base["layers"], lora, keys, local_flags(config)))
+    x = embed_tokens(config, base, lora, tokens, mesh)
+    x, _ = jax.lax.scan(step, x, (base["layers"], stacked(lora), keys, local_flags(config)))
     return rms_norm(config, x, base["norm"])
 
 
-def head_weight(config: DecoderConfig, base: BaseTree) -> Float[Array, "V D"]:
-    """The weight that turns hidden states into logits: the embedding where it is tied."""
+def head_weight(config: DecoderConfig, base: BaseTree, lora: LoraTree | None) -> Float[Array, "V D"]:
+    """The weight that turns hidden states into logits: the adapter's f32 one, or the base's.
+
+    A tied base has its embedding for it, also where the adapter has an embedding of its own (as in PEFT).
+    """
+    trained = trained_whole(lora, HEAD)
+    if trained is not None:
+        return trained
     return base["embed"] if config.tie_word_embeddings else base["head"]
 
 
 def project_logits(
-    config: DecoderConfig, base: BaseTree, hidden: Float[Array, "*T D"]
+    config: DecoderConfig, base: BaseTree, lora: LoraTree | None, hidden: Float[Array, "*T D"]
 ) -> Float[Array, "*T V"]:
     """Hidden states → f32 logits."""
-    head = head_weight(config, base)
+    head = head_weight(config, base, lora).astype(hidden.dtype)
     logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
     return capped(logits, config.logit_softcap)
 
@@ -122,7 +132,7 @@ def _logits(
     mesh: Mesh | None,
 ) -> Array:
     hidden = hidden_states(config, lora_config, base, lora, tokens, remat="none", mesh=mesh)
-    return project_logits(config, base, hidden)
+    return project_logits(config, base, lora, hidden)
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,20 @@ def make_schedule(training: TrainConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(training: TrainConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind clipping by the global norm, where that is on."""
+    """AdamW (arXiv 1711.05101) behind clipping by the global norm, where that is on; B may go faster."""
     adamw = optax.adamw(make_schedule(training, total_steps), weight_decay=training.weight_decay)
-    if not training.max_grad_norm:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(training.max_grad_norm), adamw)
+    clip = [optax.clip_by_global_norm(training.max_grad_norm)] if training.max_grad_norm else []
+    faster = [_lora_plus(training.loraplus_lr_ratio)] if training.loraplus_lr_ratio != 1 else []
+    return optax.chain(*clip, adamw, *faster) if clip or faster else adamw
+
+
+def _lora_plus(ratio: float) -> optax.GradientTransformation:
+    """A learning rate ``ratio`` times higher for B (arXiv 2402.12354) and, as in PEFT, for DoRA's m."""
+
+    def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        return ratio * update if path[-1].key in ("b", "m") else update
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def init_optimizer(model: LanguageModel, training: TrainConfig, total_steps: int) -> Tree:

@@ -22,6 +22,7 @@ from jora_tasks.trainer.loss import answer_loss
 from jora_tasks.trainer.mesh import sharding
 from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
 from jora_tasks.trainer.optimizer import make_optimizer, make_schedule
+from jora_tasks.trainer.targets import HEAD
 
 Tree = Any
 Step = Callable[..., tuple[Tree, Tree, dict[str, Array]]]
@@ -50,9 +51,14 @@ def make_loss(
             remat=training.remat,
             mesh=mesh,
         )
-        head = head_weight(config, base)
         return answer_loss(
-            hidden, head, micro.positions, micro.targets, micro.scored, softcap=config.logit_softcap
+            hidden,
+            head_weight(config, base, lora),
+            micro.positions,
+            micro.targets,
+            micro.scored,
+            softcap=config.logit_softcap,
+            head_is_trained=HEAD in lora,
         )
 
     return loss

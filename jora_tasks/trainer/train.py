@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from jora_tasks.artifacts import atomic_folder
+from jora_tasks.artifacts import atomic_folder, check_unused
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches
@@ -35,6 +35,7 @@ from jora_tasks.trainer.metrics import METRICS, read_metrics
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.profiling import Profile
 from jora_tasks.trainer.sigterm import stop_on_sigterm
+from jora_tasks.trainer.targets import disagreement
 
 CARD, SUMMARY = "README.md", "summary.json"
 
@@ -87,8 +88,7 @@ def train_lora(
     _check_arguments(model, dataset, lora, training, output, on_step, work)
     _check_options(training, held_out, profile)
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
+    check_unused(output)
     if base_name is None:
         base_name = "base" if isinstance(model, LanguageModel) else Path(model).resolve().name
     check_base_name(base_name)
@@ -109,11 +109,7 @@ def train_lora(
             locks.enter_context(sole_use(folder, "work"))
         if not isinstance(model, LanguageModel):
             model = load_model(model, dtype, lora=lora, mesh=mesh, seed=training.seed)
-        if model.lora is None or model.lora_config != lora:
-            raise InputError(
-                f"the loaded model's adapter is {model.lora_config}, not the lora given; "
-                "load it with load_model(folder, lora=lora)."
-            )
+        model = _with_settings(model, lora)
         state = WorkFolder(folder, _identity(model, dataset, held_out, lora, training))
         try:
             trained = _train(model, dataset, held_out, training, state, on_step, profile)
@@ -123,7 +119,8 @@ def train_lora(
         summary = summarise(read_metrics(state.metrics_file), dataset, training)
         with atomic_folder(output) as temporary:
             save_adapter(trained, temporary, base_name)
-            (temporary / CARD).write_text(model_card(base_name, lora, training, summary), encoding="utf-8")
+            card = model_card(base_name, model.config, lora, training, summary)
+            (temporary / CARD).write_text(card, encoding="utf-8")
             shutil.copyfile(state.metrics_file, temporary / METRICS)
             (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
             if skipped:
@@ -131,6 +128,22 @@ def train_lora(
         if work is None:
             shutil.rmtree(folder)
     return output
+
+
+def _with_settings(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
+    """The model, to be trained with these settings, if its adapter has them."""
+    if model.lora is None or model.lora_config is None:
+        raise InputError("the loaded model has no adapter; load it with load_model(folder, lora=lora).")
+    if difference := disagreement(model.config, model.lora_config, lora):
+        raise InputError(
+            f"the loaded model's adapter has {difference}, as the lora given says; "
+            "load it with load_model(folder, lora=lora)."
+        )
+    if lora.init_from != model.lora_config.init_from:
+        raise InputError(
+            "lora.init_from is for a model's folder; load the adapter with load_model(folder, lora=lora)."
+        )
+    return replace(model, lora_config=lora)
 
 
 def _train(
@@ -231,7 +244,7 @@ def _identity(
 ) -> dict[str, Any]:
     evaluated = held_out is not None and training.eval_every > 0
     return {
-        **{f"lora.{key}": value for key, value in lora.model_dump(mode="json").items()},
+        **{f"lora.{key}": value for key, value in lora.making().items()},
         **{f"training.{key}": value for key, value in training.making().items()},
         "dataset": dataset.digest,
         "held-out dataset": held_out.digest if held_out is not None and evaluated else None,

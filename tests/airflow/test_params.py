@@ -92,8 +92,19 @@ def test_target_modules_are_several_choices():
     assert not form_takes("lora.target_modules", ["q_porj"])
     assert not form_takes("lora.target_modules", [])
     spec = spec_from_params({"lora.target_modules": list(PROJECTIONS[:2])}, RunSpec())
-    assert spec.lora.targets == PROJECTIONS[:2]
-    assert spec_from_params({"lora.target_modules": ["all-linear"]}, spec).lora.targets == PROJECTIONS
+    assert spec.lora.target_modules == PROJECTIONS[:2]
+    again = spec_from_params({"lora.target_modules": ["all-linear"]}, spec)
+    assert again.lora.target_modules == "all-linear"
+    expression = r"model\.layers\.[0-3]\..*_proj"
+    assert form_takes("lora.target_modules", [expression])
+    assert spec_from_params({"lora.target_modules": [expression]}, spec).lora.target_modules == expression
+
+
+def test_layers_and_modules_are_lists():
+    assert form_takes("lora.layers_to_transform", [0, 5]) and not form_takes("lora.layers_to_transform", [-1])
+    assert form_takes("lora.modules_to_save", ["lm_head"]) and not form_takes("lora.modules_to_save", ["x"])
+    spec = spec_from_params({"lora.layers_to_transform": [5, 0], "lora.init_from": ""}, RunSpec())
+    assert (spec.lora.layers_to_transform, spec.lora.init_from) == ((0, 5), "")
 
 
 @pytest.mark.parametrize("name", NAMES)

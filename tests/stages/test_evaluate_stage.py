@@ -139,7 +139,7 @@ def make_adapter(
                 "a": draw(2, config.projections[name].in_features),
                 "b": draw(2, config.projections[name].out_features),
             }
-            for name in lora_config.targets
+            for name in lora_config.target_modules
         }
         model = LanguageModel(config=config, base={}, lora=lora, lora_config=lora_config)
         save_adapter(model, folder, "tiny-base")

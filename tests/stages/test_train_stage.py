@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -80,6 +81,25 @@ def _spec(base, **training):
             "training": {"epochs": 2, "batch_size": 2, "checkpoint_every": 2, **training},
         }
     )
+
+
+def test_an_adapter_to_go_on_from_is_an_input(base, store, tmp_path):
+    prompts, spec = _prompts(store), _spec(base)
+
+    def further(start):
+        return spec.model_copy(update={"lora": spec.lora.model_copy(update={"init_from": str(start)})})
+
+    first = train_adapter(spec, prompts, store, Progress())
+    second = train_adapter(further(first.path), prompts, store, Progress())
+    assert second.manifest["inputs"]["start"] == {"kind": "adapter", "key": first.key, "digest": first.digest}
+    assert _metrics(second)[0]["loss"] < _metrics(first)[0]["loss"]
+    shutil.copytree(first.path, tmp_path / "a")
+    shutil.copytree(first.path, tmp_path / "b")
+    third = train_adapter(further(tmp_path / "a"), prompts, store, Progress())
+    assert train_adapter(further(tmp_path / "b"), prompts, store, Progress()).key == third.key != first.key
+    assert third.manifest["inputs"]["start"]["name"] == "a"
+    with pytest.raises(InputError, match=r"lora\.init_from: .*adapter_config\.json is missing"):
+        train_adapter(further(tmp_path), prompts, store, Progress())
 
 
 class Interrupt:

@@ -30,13 +30,25 @@ def mask_of(dropout, key):
     return linear(ones, nothing, {"a": jnp.eye(IN), "b": jnp.eye(IN)}, 1.0, dropout, key)
 
 
+@pytest.mark.parametrize("dora", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradient_is_that_of_the_plain_formula(dropout):
+def test_gradient_is_that_of_the_plain_formula(dropout, dora):
     x, weight, adapter = arrays()
     key, scale = jax.random.key(5), 1.7
     mask = mask_of(dropout, key)
+    if dora:
+        adapter["m"] = jax.random.uniform(jax.random.key(6), (OUT,), minval=0.5, maxval=4.0)
 
     def plain(x, adapter):
+        if dora:  # PEFT's formula
+            whole = jax.lax.stop_gradient(weight + scale * adapter["b"].T @ adapter["a"])
+            factor = adapter["m"] / jnp.linalg.norm(whole, axis=1)
+            d = x * mask
+            return (
+                x @ weight.T
+                + (factor - 1) * (d @ weight.T)
+                + factor * scale * ((d @ adapter["a"].T) @ adapter["b"])
+            )
         return x @ weight.T + scale * ((x * mask) @ adapter["a"].T) @ adapter["b"]
 
     def ours(x, adapter):

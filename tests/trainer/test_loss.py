@@ -69,6 +69,18 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(chunking, softcap):
     assert not np.any(ours[2])  # the row that scores nothing
 
 
+def test_a_trained_head_gets_the_gradient_of_the_plain_formula(chunking):
+    hidden, head, *rest = _case(1)
+    ours = jax.grad(lambda x, w: 2.5 * answer_loss(x, w, *rest, head_is_trained=True)[0], argnums=(0, 1))(
+        hidden, head
+    )
+    plain = jax.grad(lambda x, w: 2.5 * _plain(x, w, *rest), argnums=(0, 1))(hidden, head)
+    for one, other in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=2e-5)
+    frozen = jax.grad(lambda w: answer_loss(hidden, w, *rest)[0])(head)
+    assert not np.any(frozen)
+
+
 def test_gradient_over_a_bf16_head_is_close(chunking):
     hidden, *rest = _case(2, jnp.bfloat16)
     ours = jax.grad(lambda x: answer_loss(x, *rest)[0])(hidden)

@@ -171,7 +171,7 @@ def test_one_declaration_gives_the_checkpoint_names_and_the_random_start(tiny_mo
     assert jax.tree.map(lambda x: (x.shape, x.dtype), base) == jax.tree.map(
         lambda x: (x.shape, x.dtype), loaded
     )
-    assert head_weight(config, base) is base["embed"]
+    assert head_weight(config, base, None) is base["embed"]
 
 
 def test_smollm2_logits_equal_transformers(smollm2_folder, torch_logits, relative):
@@ -180,4 +180,4 @@ def test_smollm2_logits_equal_transformers(smollm2_folder, torch_logits, relativ
     logits = model.logits(tokens)
     assert relative(logits, torch_logits(smollm2_folder, tokens)) < 1e-4
     hidden = hidden_states(model.config, None, model.base, None, tokens[:, :8])
-    assert relative(project_logits(model.config, model.base, hidden), logits[:, :8]) < 1e-4
+    assert relative(project_logits(model.config, model.base, None, hidden), logits[:, :8]) < 1e-4

@@ -220,7 +220,8 @@ def updates_on_meshes():
         base = jax.tree.map(place, one.base, axes)
         lora = {
             name: {
-                part: place(leaf, lora_axes(CONFIG.projections[name])[part]) for part, leaf in parts.items()
+                part: place(leaf, lora_axes(CONFIG, one.lora_config)[name][part])
+                for part, leaf in parts.items()
             }
             for name, parts in one.lora.items()
         }
