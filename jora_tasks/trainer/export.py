@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def check_base_name(base_name: str) -> None:
 
 def _settings(config: DecoderConfig, lora: LoraConfig, base_name: str) -> dict[str, Any]:
     alpha = float(lora.lora_alpha)
-    targets = lora.target_modules if lora.is_pattern else list(lora_targets(config, lora))
+    targets, layers = _targets(config, lora)
     return {
         "auto_mapping": None,
         "base_model_name_or_path": base_name,
@@ -108,7 +109,7 @@ def _settings(config: DecoderConfig, lora: LoraConfig, base_name: str) -> dict[s
         "fan_in_fan_out": False,
         "inference_mode": True,
         "init_lora_weights": True,
-        "layers_to_transform": list(lora.layers_to_transform) or None,
+        "layers_to_transform": layers or None,
         "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
         "lora_dropout": lora.lora_dropout,
         "modules_to_save": list(lora.modules_to_save) or None,
@@ -119,6 +120,18 @@ def _settings(config: DecoderConfig, lora: LoraConfig, base_name: str) -> dict[s
         "use_dora": lora.use_dora,
         "use_rslora": lora.use_rslora,
     }
+
+
+def _targets(config: DecoderConfig, lora: LoraConfig) -> tuple[str | list[str], list[int]]:
+    """``target_modules`` and ``layers_to_transform`` as PEFT shall read them."""
+    if isinstance(lora.target_modules, str) and lora.is_pattern:
+        return lora.target_modules, []
+    names, layers = list(lora_targets(config, lora)), list(lora.layers_to_transform)
+    if not config.nested:
+        return names, layers
+    # Names alone would adapt the projections of the part that reads images too.
+    which = "|".join(map(str, layers)) or r"\d+"
+    return rf"{re.escape(config.layers_name)}\.({which})\.\w+\.({'|'.join(names)})", []
 
 
 @dataclass(frozen=True)
