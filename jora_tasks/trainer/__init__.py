@@ -1,4 +1,4 @@
-"""LoRA training of Llama-family models in JAX, usable on its own.
+"""LoRA training of Llama, Mistral, Qwen, Gemma and Phi models in JAX, usable on its own.
 
     from jora_tasks.trainer import LoraConfig, load_dataset, train_lora
     adapter = train_lora(folder, load_dataset("alpaca.json", model=folder), LoraConfig(r=8), output="adapter")

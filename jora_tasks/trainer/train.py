@@ -60,7 +60,7 @@ def train_lora(
     examples were left out for their length, ``skipped.jsonl`` with the id and tokens of each.
 
     Args:
-      model: Hugging Face folder of a Llama-family model, or a loaded one; a loaded one that has an
+      model: Hugging Face folder of a supported model, or a loaded one; a loaded one that has an
         adapter is trained further.
       dataset: from `load_dataset` or `Dataset.from_prompts`.
       lora: rank, scale, dropout and target modules.
