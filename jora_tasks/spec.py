@@ -126,8 +126,20 @@ class ModelConfig(Section):
         Field(min_length=1, description="Name of a fetched base model, a Hugging Face folder or a hub id."),
     ] = DEFAULT_BASE_MODEL
     dtype: Annotated[
-        Literal["float32", "bfloat16"], Field(description="Type of the frozen base weights.")
+        Literal["float32", "bfloat16"],
+        Field(description="Type of the frozen base weights, and of the computation."),
     ] = "float32"
+    quantization: Annotated[
+        Literal["none", "int8", "nf4"],
+        Field(
+            description="Keep the layers' frozen projections in 8 bits (int8) or in 4 (nf4, as QLoRA does); "
+            "the adapter stays in float32."
+        ),
+    ] = "none"
+
+    def weights(self) -> dict[str, str]:
+        """How the frozen weights are kept, which decides what is learnt and answered over them."""
+        return {"dtype": self.dtype, "quantization": self.quantization}
 
 
 class LoraConfig(Section):

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jora_tasks.spec import EvaluationConfig, MeshConfig
+from jora_tasks.spec import EvaluationConfig, MeshConfig, ModelConfig
 
 if TYPE_CHECKING:
     from jora_tasks.trainer.model import LanguageModel
@@ -18,18 +18,28 @@ if TYPE_CHECKING:
 class Answerer:
     """Loads the base model and tokenizer at the first question and keeps one copy of the weights."""
 
-    def __init__(self, folder: Path, dtype: str, mesh: MeshConfig, settings: EvaluationConfig) -> None:
+    def __init__(
+        self, folder: Path, model: ModelConfig, mesh: MeshConfig, settings: EvaluationConfig, home: Path
+    ) -> None:
         self._folder = folder
-        self._dtype = dtype
+        self._home = home  # of the compiled programs
+        self._weights = model
         self._mesh = mesh
         self._settings = settings
 
     @cached_property
     def _model(self) -> LanguageModel:
+        from jora_tasks.trainer.compile_cache import use_compile_cache
         from jora_tasks.trainer.load import load_model
         from jora_tasks.trainer.mesh import make_mesh
 
-        return load_model(self._folder, self._dtype, mesh=make_mesh(self._mesh))
+        use_compile_cache(self._home)
+        return load_model(
+            self._folder,
+            self._weights.dtype,
+            mesh=make_mesh(self._mesh),
+            quantization=self._weights.quantization,
+        )
 
     @cached_property
     def _tokenizer(self) -> ChatTokenizer:

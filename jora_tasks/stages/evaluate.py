@@ -106,7 +106,7 @@ def evaluate_adapter(
                     CHAMPION, _OPEN, source, lambda: _fetch_adapter(champion, store, registry, Path(scratch))
                 )
             )
-        answerer = Answerer(base_folder, spec.model.dtype, spec.training.mesh, spec.evaluation)
+        answerer = Answerer(base_folder, spec.model, spec.training.mesh, spec.evaluation, store.home)
         counter = _Counter(progress, len(arms) * len(asked))
         for arm in arms:
             answered[arm.name] = _answers(spec, arm, base, prompts, asked, store, answerer, counter)
@@ -258,7 +258,7 @@ def _answers(
         inputs["adapter"] = arm.adapter
     settings = {
         "prompt": arm.prompt,
-        "dtype": spec.model.dtype,
+        **spec.model.weights(),
         "max_new_tokens": spec.evaluation.max_new_tokens,
         "max_questions": spec.evaluation.max_questions,
     }

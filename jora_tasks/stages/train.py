@@ -42,7 +42,7 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     settings = {
         "lora": _making(spec.lora, read_config(base)),
         "training": spec.training.making(),
-        "dtype": spec.model.dtype,
+        **spec.model.weights(),
     }
     inputs: dict[str, Input] = {"prompts": prompts, "base_model": source}
     if spec.lora.init_from:
@@ -59,9 +59,11 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
         )
 
     def write(folder: Path) -> Mapping[str, Any]:
+        from jora_tasks.trainer.compile_cache import use_compile_cache
         from jora_tasks.trainer.data import Dataset
         from jora_tasks.trainer.train import SUMMARY, train_lora
 
+        use_compile_cache(store.home)
         train_lora(
             base,
             Dataset.from_prompts(prompts.file("prompts.parquet"), split="train"),
@@ -71,6 +73,7 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
             work=work,
             base_name=source.name,
             dtype=spec.model.dtype,
+            quantization=spec.model.quantization,
             on_step=on_step,
         )
         summary: Mapping[str, Any] = json.loads((folder / SUMMARY).read_text())

@@ -54,12 +54,16 @@ def _kept(evaluations: Sequence[Mapping[str, Any]], training: TrainConfig) -> di
 
 def model_card(
     base_name: str,
+    base_weights: str,
     config: DecoderConfig,
     lora: LoraConfig,
     training: TrainConfig,
     summary: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown with the Hub's front matter. It holds no local path and no date."""
+    """The card as Markdown with the Hub's front matter. It holds no local path and no date.
+
+    ``base_weights`` says how the frozen base was kept in training: see `quantize.base_in_words`.
+    """
     method = "DoRA" if lora.use_dora else "LoRA"
     faster = f", of B {training.loraplus_lr_ratio:g} times that" if training.loraplus_lr_ratio != 1 else ""
     counted = ", ".join(f"{summary[name]:,}" for name in ("examples", "epochs", "steps"))
@@ -91,6 +95,7 @@ tags:
 
 | | |
 |---|---|
+| Base in training | {base_weights} |
 | Rank, alpha, scale | {lora.r}, {lora.lora_alpha:g}, {scale} = {lora.scale:g} |
 | Dropout | {lora.lora_dropout:g} |
 | Adapted projections | {in_words(config, lora_targets(config, lora))} |

@@ -1,4 +1,7 @@
-"""Products with frozen weights, which never get a gradient."""
+"""Products with frozen weights, plain or quantised, which never get a gradient.
+
+A quantised matrix is made float where it is used and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,58 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jora_tasks.trainer.quantize import NF4, Int8, Quantised
 
-def matmul(x: Float[Array, "*T in"], weight: Float[Array, "out in"]) -> Float[Array, "*T out"]:
+Weight = Float[Array, "out in"] | Quantised
+
+
+@jax.custom_vjp
+def matmul(x: Float[Array, "*T in"], weight: Weight) -> Float[Array, "*T out"]:
     """x Wᵀ, added in f32, in x's type."""
-    return contract(x, weight, x.ndim - 1, 1)
+    last = x.ndim - 1
+    if isinstance(weight, Int8):  # whole numbers up to 127 are exact in bf16: scaling the sum rounds less
+        return (_contract(x, weight.codes.astype(x.dtype), last, 1) * weight.scale).astype(x.dtype)
+    if isinstance(weight, NF4):
+        return contract(x, weight.transposed(x.dtype), last, 0)
+    return contract(x, weight, last, 1)
 
 
-def matmul_transposed(x: Float[Array, "*T out"], weight: Float[Array, "out in"]) -> Float[Array, "*T in"]:
-    """x W, added in f32, in x's type."""
-    return contract(x, weight, x.ndim - 1, 0)
+def matmul_transposed(dy: Float[Array, "*T out"], weight: Weight) -> Float[Array, "*T in"]:
+    """dy W, added in f32, in dy's type."""
+    last = dy.ndim - 1
+    if isinstance(weight, Quantised):
+        # Without it the compiler would keep the float matrix of the forward pass until this use.
+        dy, weight = jax.lax.optimization_barrier((dy, weight))
+    if isinstance(weight, Int8):
+        return contract((dy * weight.scale).astype(dy.dtype), weight.codes.astype(dy.dtype), last, 0)
+    if isinstance(weight, NF4):
+        return contract(dy, weight.transposed(dy.dtype), last, 1)
+    return contract(dy, weight, last, 0)
 
 
-def row_squares(weight: Float[Array, "out in"]) -> Float[Array, " out"]:
+def row_squares(weight: Weight) -> Float[Array, " out"]:
     """Sum of squares of each row of W, in f32."""
-    return jnp.sum(jnp.square(weight.astype(jnp.float32)), axis=-1)
+    floats = weight.dequantise() if isinstance(weight, Quantised) else weight.astype(jnp.float32)
+    return jnp.sum(jnp.square(floats), axis=-1)
 
 
 def contract(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
     """Contract one axis of each, adding in f32, result in left's type."""
-    out = jax.lax.dot_general(
+    return _contract(left, right, left_axis, right_axis).astype(left.dtype)
+
+
+def _contract(left: Array, right: Array, left_axis: int, right_axis: int) -> Array:
+    return jax.lax.dot_general(
         left, right, (((left_axis,), (right_axis,)), ((), ())), preferred_element_type=jnp.float32
     )
-    return out.astype(left.dtype)
+
+
+def _forward(x: Array, weight: Weight) -> tuple[Array, Weight]:
+    return matmul(x, weight), weight
+
+
+def _backward(weight: Weight, dy: Array) -> tuple[Array, None]:
+    return matmul_transposed(dy, weight), None
+
+
+matmul.defvjp(_forward, _backward)

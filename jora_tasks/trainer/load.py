@@ -1,14 +1,13 @@
-"""Weights from a Hugging Face folder straight into sharded, stacked arrays.
+"""Weights from a Hugging Face folder straight into sharded, stacked and, if asked for, quantised arrays.
 
-Slices are read from the memory-mapped safetensors files where a device needs them, one layer's tensor
-at a time, so the host never holds more than one tensor besides the model itself.
+Each tensor is read once, one layer's at a time, cut into the devices' parts and put into its stack
+there: the host holds two tensors at most, and of a quantised stack no more than two layers are ever float.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
-from safetensors import SafetensorError, safe_open
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.mesh import Axes, check_mesh, sharding
+from jora_tasks.trainer.mesh import check_mesh, fitting_sharding, sharding
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.parameters import BaseTree, Parameter, describe, unflatten
+from jora_tasks.trainer.quantize import FORMATS, Quantised
 from jora_tasks.trainer.targets import disagreement, lora_targets
+from jora_tasks.trainer.weights import Checkpoint
 
-WEIGHTS = "model.safetensors"
 DTYPES = ("float32", "bfloat16")
-FLOATS = ("F64", "F32", "F16", "BF16")  # types that can be read
+QUANTIZATIONS = ("none", *FORMATS)
 
 
 def load_model(
@@ -39,6 +38,7 @@ def load_model(
     lora: LoraConfig | None = None,
     mesh: Mesh | None = None,
     seed: int = 0,
+    quantization: str = "none",
 ) -> LanguageModel:
     """Read a Hugging Face model folder.
 
@@ -49,6 +49,7 @@ def load_model(
       lora: makes a fresh adapter of these settings instead, or reads the one of ``lora.init_from``.
       mesh: splits the weights; None puts them on the first device.
       seed: of the fresh adapter.
+      quantization: how the layers' projections are kept: ``none`` (in ``dtype``), ``int8`` or ``nf4``.
 
     Raises:
       InputError: for a missing, truncated or unsupported model or adapter, naming file and remedy.
@@ -57,6 +58,10 @@ def load_model(
 
     if dtype not in DTYPES:
         raise InputError(f"model.dtype {dtype!r} is not supported; use one of {', '.join(DTYPES)}.")
+    if quantization not in QUANTIZATIONS:
+        raise InputError(
+            f"model.quantization {quantization!r} is not supported; use one of {', '.join(QUANTIZATIONS)}."
+        )
     if adapter is not None and lora is not None:
         raise InputError("Give load_model either adapter or lora: an adapter's settings are its own.")
     config = read_config(folder)
@@ -73,125 +78,107 @@ def load_model(
             )
     elif lora is not None:
         lora_targets(config, lora)  # refused before the weights are read
-    base = load_base(folder, config, dtype, mesh)
+    base = load_base(folder, config, dtype, mesh, quantization)
     if lora is not None and tree is None:
         tree = init_lora(config, lora, jax.random.key(seed), mesh, base)
     return LanguageModel(config=config, base=base, lora=tree, lora_config=lora, mesh=mesh)
 
 
-def load_base(folder: str | Path, config: DecoderConfig, dtype: str, mesh: Mesh | None = None) -> BaseTree:
-    """The frozen weights as a tree of `describe`'s paths."""
+def abstract_base(
+    config: DecoderConfig, dtype: Any = jnp.float32, quantization: str = "none", mesh: Mesh | None = None
+) -> BaseTree:
+    """What `load_base` returns, as `jax.ShapeDtypeStruct`s that say where each array lies."""
+    parameters = describe(config, dtype).items()
+    return unflatten({path: _abstract(parameter, quantization, mesh) for path, parameter in parameters})
+
+
+def load_base(
+    folder: str | Path,
+    config: DecoderConfig,
+    dtype: str,
+    mesh: Mesh | None = None,
+    quantization: str = "none",
+) -> BaseTree:
+    """The frozen weights as a tree of `describe`'s paths, the layers' projections quantised."""
     checkpoint = Checkpoint(Path(folder))
     parameters = describe(config, dtype)
     for parameter in parameters.values():
-        checkpoint.check(parameter, config.num_hidden_layers)
-    return unflatten({path: _place(checkpoint, p, mesh) for path, p in parameters.items()})
+        shape = parameter.shape[1:] if _stacked(parameter) else parameter.shape
+        for name in _names(parameter):
+            checkpoint.check(name, shape)
+    return unflatten({path: _load(checkpoint, p, quantization, mesh) for path, p in parameters.items()})
 
 
-def _place(checkpoint: Checkpoint, parameter: Parameter, mesh: Mesh | None) -> jax.Array:
-    place = _where(mesh, parameter.axes)
-    if parameter.axes[0] != "layers":
-        return checkpoint.read(parameter.checkpoint_name, parameter.shape, parameter.dtype, place)
-    one = _where(mesh, parameter.axes[1:])
-    zeros = jax.jit(partial(jnp.zeros, parameter.shape, parameter.dtype), out_shardings=place)
-    insert = jax.jit(_insert, donate_argnums=0, out_shardings=place)
-    stack = zeros()
-    for layer in range(parameter.shape[0]):
-        name = parameter.checkpoint_name.format(layer)
-        tensor = checkpoint.read(name, parameter.shape[1:], parameter.dtype, one)
-        stack = insert(stack, tensor, layer)
+def _stacked(parameter: Parameter) -> bool:
+    return parameter.axes[0] == "layers"
+
+
+def _names(parameter: Parameter) -> list[str]:
+    """The checkpoint's tensors of a parameter: one, or one of each layer."""
+    layers = range(parameter.shape[0] if _stacked(parameter) else 1)
+    return [parameter.checkpoint_name.format(layer) for layer in layers]
+
+
+def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+    struct = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
+    axes: Any = parameter.axes
+    if quantization != "none" and len(parameter.shape) == 3:  # a projection of every layer
+        struct = jax.eval_shape(FORMATS[quantization].of, struct)
+        axes = struct.axes(parameter.axes)
+    return jax.tree.map(
+        lambda leaf, axes: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=fitting_sharding(mesh, axes, leaf.shape)
+        ),
+        struct,
+        axes,
+    )
+
+
+def _load(checkpoint: Checkpoint, parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+    first = SingleDeviceSharding(jax.devices()[0])
+    place = sharding(mesh, parameter.axes) or first
+    if not _stacked(parameter):
+        return _cast(_read(checkpoint, parameter.checkpoint_name, parameter.shape, place), parameter.dtype)
+    abstract = _abstract(parameter, quantization, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding or first, abstract)
+    stack = jax.tree.map(
+        lambda leaf, place: jnp.zeros(leaf.shape, leaf.dtype, device=place), abstract, places
+    )
+    write = _writer(places)
+    one = sharding(mesh, parameter.axes[1:]) or first
+    for layer, name in enumerate(_names(parameter)):
+        tensor = _read(checkpoint, name, parameter.shape[1:], one)
+        jax.block_until_ready(stack)  # no more than two tensors wait on the host
+        stack = write(stack, tensor, layer)
     return stack
 
 
-def _where(mesh: Mesh | None, axes: Axes) -> Sharding:
-    return sharding(mesh, axes) or SingleDeviceSharding(jax.devices()[0])
+def _read(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], place: Sharding) -> jax.Array:
+    """One tensor in its own type. Each part is read once, however many devices hold it."""
+    rows: dict[tuple[int, int], np.ndarray] = {}
+    arrays = []
+    for device, index in place.addressable_devices_indices_map(shape).items():
+        first, *others = index or (slice(None),)
+        start, stop, _ = first.indices(shape[0])
+        if (start, stop) not in rows:
+            rows[start, stop] = checkpoint.rows(name, start, stop)
+        arrays.append(jax.device_put(rows[start, stop][:, *others], device))
+    return jax.make_array_from_single_device_arrays(shape, place, arrays)
 
 
-def _insert(stack: jax.Array, tensor: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, tensor, layer, 0)
+@cache
+def _writer(places: Any) -> Callable[[Any, jax.Array, int], Any]:
+    """Puts one layer's tensor into its stack, quantised as the stack is; compiled once for each shape."""
+
+    def write(stack: Any, tensor: jax.Array, layer: jax.Array) -> Any:
+        value = type(stack).of(tensor) if isinstance(stack, Quantised) else tensor.astype(stack.dtype)
+        return jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_index_in_dim(whole, part, layer, 0), stack, value
+        )
+
+    return jax.jit(write, donate_argnums=0, out_shardings=places)
 
 
-class Checkpoint:
-    """The safetensors files of a folder and which tensor is in which."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, Any] = {}
-        self._file_of = self._locate()
-
-    def _locate(self) -> dict[str, str]:
-        index = self._folder / f"{WEIGHTS}.index.json"
-        if not index.is_file():
-            return dict.fromkeys(self._handle(WEIGHTS).keys(), WEIGHTS)
-        try:
-            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {str(name): str(file) for name, file in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise InputError(f"{index} is not a safetensors index; fetch the model again.") from None
-
-    def _handle(self, name: str) -> Any:
-        if name not in self._open:
-            file = self._folder / name
-            if not file.is_file():
-                raise InputError(f"{file} is missing; fetch the model again as safetensors.")
-            try:
-                self._open[name] = safe_open(file, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise InputError(
-                    f"{file} is truncated or damaged ({error}); fetch the model again."
-                ) from None
-        return self._open[name]
-
-    def _slice(self, tensor: str) -> tuple[Any, Path]:
-        if tensor not in self._file_of:
-            raise InputError(
-                f"{self._folder} has no tensor {tensor}; its weights do not fit its config.json."
-            )
-        name = self._file_of[tensor]
-        try:
-            return self._handle(name).get_slice(tensor), self._folder / name
-        except SafetensorError:
-            raise InputError(
-                f"{self._folder / name} has no tensor {tensor}; fetch the model again."
-            ) from None
-
-    def check(self, parameter: Parameter, layers: int) -> None:
-        """Refuse a missing tensor, a wrong shape or a type that is not float, before any is read."""
-        stacked = parameter.axes[0] == "layers"
-        shape = parameter.shape[1:] if stacked else parameter.shape
-        for layer in range(layers if stacked else 1):
-            name = parameter.checkpoint_name.format(layer)
-            tensor, file = self._slice(name)
-            found = tuple(tensor.get_shape())
-            if found != shape:
-                raise InputError(
-                    f"{file}: tensor {name} has shape {list(found)}, but its config.json says {list(shape)}; "
-                    "fetch the model again."
-                )
-            if tensor.get_dtype() not in FLOATS:
-                raise InputError(
-                    f"{file}: tensor {name} is {tensor.get_dtype()}; use a checkpoint in F32, F16 or BF16."
-                )
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor, in the files' order."""
-        return {name: tuple(self._slice(name)[0].get_shape()) for name in self._file_of}
-
-    def array(self, name: str) -> np.ndarray:
-        """One whole tensor on the host, f32.
-
-        Raises:
-          InputError: if it is missing or not of a float type.
-        """
-        tensor, file = self._slice(name)
-        if tensor.get_dtype() not in FLOATS:
-            raise InputError(
-                f"{file}: tensor {name} is {tensor.get_dtype()}; use a checkpoint in F32, F16 or BF16."
-            )
-        return np.array(tensor[:], np.float32)
-
-    def read(self, name: str, shape: tuple[int, ...], dtype: jnp.dtype, place: Sharding) -> jax.Array:
-        """One tensor, each device's part read for it alone."""
-        tensor, _ = self._slice(name)
-        part: Callable[[Any], np.ndarray] = lambda index: np.asarray(tensor[index], dtype)  # noqa: E731
-        return jax.make_array_from_callback(shape, place, part)
+@partial(jax.jit, static_argnums=1)
+def _cast(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return x.astype(dtype)

@@ -21,8 +21,8 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.export import read_adapter
-from jora_tasks.trainer.load import WEIGHTS, Checkpoint
 from jora_tasks.trainer.targets import EMBEDDING, HEAD, lora_targets
+from jora_tasks.trainer.weights import WEIGHTS, Checkpoint
 
 MERGED = "merged.json"
 SHARD_BYTES = 5 * 10**9

@@ -100,6 +100,15 @@ def sharding(mesh: Mesh | None, axes: Axes) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, RULES.spec(axes))
 
 
+def fitting_sharding(mesh: Mesh | None, axes: Axes, shape: tuple[int, ...]) -> NamedSharding | None:
+    """The same for this shape: a dimension that its mesh axes do not divide stays whole."""
+    if mesh is None:
+        return None
+    parts = [math.prod(mesh.shape[name] for name in getattr(RULES, axis)) if axis else 1 for axis in axes]
+    fits = zip(axes, shape, parts, strict=True)
+    return sharding(mesh, tuple(axis if size % part == 0 else None for axis, size, part in fits))
+
+
 def batch_multiple(mesh: Mesh | None) -> int:
     """The number of rows must be a multiple of this."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

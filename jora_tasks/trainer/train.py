@@ -34,6 +34,7 @@ from jora_tasks.trainer.mesh import batch_multiple, length_multiple, make_mesh
 from jora_tasks.trainer.metrics import METRICS, read_metrics
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.profiling import Profile
+from jora_tasks.trainer.quantize import base_in_words
 from jora_tasks.trainer.sigterm import stop_on_sigterm
 from jora_tasks.trainer.targets import disagreement
 
@@ -49,6 +50,7 @@ def train_lora(
     output: str | Path,
     base_name: str | None = None,
     dtype: str = "float32",
+    quantization: str = "none",
     on_step: OnStep | None = None,
     work: str | Path | None = None,
     held_out: Dataset | None = None,
@@ -69,6 +71,7 @@ def train_lora(
       base_name: what the adapter's configuration calls its base; default the folder's name
         (of a loaded model: "base").
       dtype: of the frozen base, where ``model`` is a folder.
+      quantization: of the frozen base's projections, where ``model`` is a folder; see `load_model`.
       on_step: called after each update with its metrics, ``total_steps`` and ``eta_seconds``.
       work: folder of checkpoints; default a hidden sibling of ``output``, removed at the end.
       held_out: examples of the evaluation loss, where ``training.eval_every`` asks for one.
@@ -108,7 +111,9 @@ def train_lora(
         if work:
             locks.enter_context(sole_use(folder, "work"))
         if not isinstance(model, LanguageModel):
-            model = load_model(model, dtype, lora=lora, mesh=mesh, seed=training.seed)
+            model = load_model(
+                model, dtype, lora=lora, mesh=mesh, seed=training.seed, quantization=quantization
+            )
         model = _with_settings(model, lora)
         state = WorkFolder(folder, _identity(model, dataset, held_out, lora, training))
         try:
@@ -119,7 +124,7 @@ def train_lora(
         summary = summarise(read_metrics(state.metrics_file), dataset, training)
         with atomic_folder(output) as temporary:
             save_adapter(trained, temporary, base_name)
-            card = model_card(base_name, model.config, lora, training, summary)
+            card = model_card(base_name, base_in_words(model.base), model.config, lora, training, summary)
             (temporary / CARD).write_text(card, encoding="utf-8")
             shutil.copyfile(state.metrics_file, temporary / METRICS)
             (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 import tracemalloc
+from pathlib import Path
 
 import jax
 import ml_dtypes
@@ -11,8 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jora_tasks.errors import InputError
-from jora_tasks.spec import LoraConfig
+from jora_tasks.spec import LoraConfig, MeshConfig
 from jora_tasks.trainer.load import load_model
+from jora_tasks.trainer.mesh import make_mesh
 
 WEIGHTS = "model.safetensors"
 SOME = "model.layers.1.mlp.up_proj.weight"
@@ -126,3 +128,24 @@ def test_settings_that_contradict(folder):
         load_model(folder, dtype="float16")
     with pytest.raises(InputError, match="either adapter or lora"):
         load_model(folder, adapter=folder, lora=LoraConfig())
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+@pytest.mark.parametrize("axes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
+def test_every_byte_is_read_once(tiny_model, axes, quantization):
+    """However many devices hold a part, and though fsdp cuts rows: counted by the kernel."""
+    folder = tiny_model(hidden_size=256, intermediate_size=512)
+    mesh = make_mesh(MeshConfig(**axes)) if axes else None
+
+    def load():
+        before = bytes_read()
+        load_model(folder, mesh=mesh, quantization=quantization)
+        return bytes_read() - before
+
+    load()  # imports and compiles
+    size = (folder / WEIGHTS).stat().st_size
+    assert 0.99 * size < load() < 1.02 * size
+
+
+def bytes_read():
+    return int(Path("/proc/self/io").read_text().split()[1])
