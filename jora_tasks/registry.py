@@ -1,4 +1,4 @@
-"""The registry of adapters, kept by MLflow; only this module and `registry_client` know it.
+"""The registry of adapters, kept by MLflow; only this module and its `registry_` siblings know it.
 
 Each version is a PEFT folder with its report, logged to an MLflow run with metrics, settings and
 digests. Aliases say what a version is for: ``candidate`` is the newest, ``champion`` the one in use.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from jora_tasks.artifacts import MANIFEST, digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.registry_client import SQLITE, check_address, contact, database_file, is_made, make_database
+from jora_tasks.registry_curves import Curves
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -141,6 +142,11 @@ class Registry:
             client.set_terminated(run_id, "FAILED")
             raise
         return int(version.version)
+
+    def curves(self, name: str, key: str, names: Mapping[str, str]) -> Curves:
+        """An MLflow run for the training curves of the adapter of this key; see `Curves`."""
+        client = self._client()
+        return Curves(client, self._experiment(name), f"{name} {key} training", key, names)
 
     def find_version(
         self, name: str, digest: str, evaluation_digest: str | None = None

@@ -44,7 +44,7 @@ def render_report(
     Args:
       report: as in report.json.
       rows: arm → its predictions, every arm's in the same order of questions.
-      history: rows of metrics.jsonl: ``step``, ``loss`` and ``learning_rate``.
+      history: rows of metrics.jsonl: ``step``, ``loss``, ``learning_rate`` and, in some, ``eval_loss``.
       lengths: tokens of each training example.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -69,6 +69,7 @@ def render_report(
         differences=_differences(report),
         recall=_recall(report["retrieval"]["recall_at_k"]),
         loss=_curve(history, "loss", "Training loss", "loss"),
+        evaluation_loss=_curve(history, "eval_loss", "Loss on the dev questions", "loss"),
         learning_rate=_curve(history, "learning_rate", "Learning rate", "rate"),
         lengths=charts.histogram(lengths, "Lengths of training examples", x_label="tokens"),
         examples=_examples(rows),
@@ -145,7 +146,7 @@ def _curve(history: Sequence[Mapping[str, Any]], figure: str, title: str, style:
         title,
         x_label="step",
         style=style,
-        height=220 if figure == "loss" else 150,
+        height=150 if figure == "learning_rate" else 220,
     )
 
 

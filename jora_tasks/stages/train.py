@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,16 @@ from jora_tasks.trainer.targets import as_settings, lora_targets
 
 KIND = "adapter"
 VERSION = 1
-FIGURES = ("loss", "learning_rate", "tokens_per_second", "eta_seconds")
+FIGURES = ("loss", "eval_loss", "learning_rate", "tokens_per_second", "eta_seconds")
 
 
 def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
     """Train the adapter that these prompts, this base model and these settings make.
 
     Checkpoints lie in the store's work folder of the artifact's key, so a stage that was killed goes on
-    where it was. How often they are made and how many devices share the work belong to no key.
+    where it was. How often they are made and how many devices share the work belong to no key. By option
+    the curves go to ``tensorboard/<name>/<key>`` in the home or to MLflow, and a profile to
+    ``profiles/<key>``.
 
     Returns:
       The artifact: ``adapter_config.json``, ``adapter_model.safetensors``, ``README.md``,
@@ -33,10 +36,11 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
       ``skipped.jsonl``; counts of steps, epochs, examples and tokens, final loss and speed.
 
     Raises:
-      InputError: without a question to train on, or if the base model or the training prompts cannot
-        be used.
+      InputError: without a question to train on (or to evaluate on, where asked), or if the base model or
+        the prompts cannot be used.
+      RunStopped: see `jora_tasks.trainer.train.train_lora`.
     """
-    _check_split(prompts)
+    _check_splits(prompts, spec.training.eval_every > 0)
     base = base_model_folder(spec.model.base, store.home)
     source = model_source(base, spec.model.base)
     settings = {
@@ -47,15 +51,16 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     inputs: dict[str, Input] = {"prompts": prompts, "base_model": source}
     if spec.lora.init_from:
         inputs["start"] = _start(Path(spec.lora.init_from), store)
-    work = store.work_folder(KIND, store.key(KIND, version=VERSION, settings=settings, inputs=inputs))
+    key = store.key(KIND, version=VERSION, settings=settings, inputs=inputs)
+    work = store.work_folder(KIND, key)
 
-    def on_step(metrics: Mapping[str, Any]) -> None:
+    def report(metrics: Mapping[str, Any]) -> None:
         progress(
             "train",
             done=metrics["step"],
             total=metrics["total_steps"],
             unit="steps",
-            **{name: metrics[name] for name in FIGURES},
+            **{name: metrics[name] for name in FIGURES if name in metrics},
         )
 
     def write(folder: Path) -> Mapping[str, Any]:
@@ -63,19 +68,28 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
         from jora_tasks.trainer.data import Dataset
         from jora_tasks.trainer.train import SUMMARY, train_lora
 
+        file = prompts.file("prompts.parquet")
         use_compile_cache(store.home)
-        train_lora(
-            base,
-            Dataset.from_prompts(prompts.file("prompts.parquet"), split="train"),
-            spec.lora,
-            spec.training,
-            output=folder,
-            work=work,
-            base_name=source.name,
-            dtype=spec.model.dtype,
-            quantization=spec.model.quantization,
-            on_step=on_step,
-        )
+        with _tracked(spec, key, store) as track:
+
+            def on_step(metrics: Mapping[str, Any]) -> None:
+                report(metrics)
+                track(metrics)
+
+            train_lora(
+                base,
+                Dataset.from_prompts(file, split="train"),
+                spec.lora,
+                spec.training,
+                output=folder,
+                work=work,
+                base_name=source.name,
+                dtype=spec.model.dtype,
+                quantization=spec.model.quantization,
+                on_step=on_step,
+                held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
+                profile=store.home / "profiles" / key,
+            )
         summary: Mapping[str, Any] = json.loads((folder / SUMMARY).read_text())
         return summary
 
@@ -110,14 +124,41 @@ def _start(folder: Path, store: ArtifactStore) -> Input:
     return Source(KIND, folder.name, digest_json({file.name: digest_file(file) for file in files}))
 
 
-def _check_split(prompts: Artifact) -> None:
+@contextlib.contextmanager
+def _tracked(spec: RunSpec, key: str, store: ArtifactStore) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """What takes an update's metrics to the tracker of the spec."""
+    from jora_tasks.trainer.metrics import CURVES
+
+    if spec.training.tracker == "tensorboard":
+        from jora_tasks.trainer.tensorboard import TensorBoard
+
+        with contextlib.closing(TensorBoard(store.home / "tensorboard" / spec.name / key)) as board:
+            yield board
+    elif spec.training.tracker == "mlflow":
+        from jora_tasks.registry import Registry
+
+        curves = Registry(store.home).curves(spec.name, key, CURVES)
+        try:
+            yield curves
+        except BaseException:
+            curves.close(finished=False)
+            raise
+        curves.close(finished=True)
+    else:
+        yield lambda metrics: None
+
+
+def _check_splits(prompts: Artifact, evaluated: bool) -> None:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(
-        prompts.file("prompts.parquet"), columns=["split"], filters=[("split", "=", "train")]
-    )
-    if table.num_rows == 0:
+    splits = set(pq.read_table(prompts.file("prompts.parquet"), columns=["split"])["split"].to_pylist())
+    if "train" not in splits:
         raise InputError(
             "There is no question to train on; give questions.path some questions with `split`: train, "
             "or lower questions.dev_fraction and questions.test_fraction."
+        )
+    if evaluated and "dev" not in splits:
+        raise InputError(
+            "training.eval_every asks for evaluations, but there is no dev question; give questions.path "
+            "some with `split`: dev, raise questions.dev_fraction, or set training.eval_every to 0."
         )

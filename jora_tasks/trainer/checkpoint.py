@@ -33,6 +33,7 @@ RUN, CHECKPOINTS, SEALS, DAMAGED = "run.json", "checkpoints", "seals", "damaged"
 KEPT = 2
 
 _log = logging.getLogger(__name__)
+_ORBAX_LOG = logging.getLogger("absl")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class WorkFolder:
         self._digest = digest_json(identity)
         self._metrics = MetricsLog(self.path / METRICS)
         self._sealing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failure: RunStopped | None = None
+        _ORBAX_LOG.addFilter(_not_a_failure)
         self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
         self._manager = self._open_manager()
 
@@ -199,6 +201,7 @@ class WorkFolder:
         self._metrics.close()
         with contextlib.suppress(Exception):  # Orbax tells of the same failure again
             self._manager.close()
+        _ORBAX_LOG.removeFilter(_not_a_failure)
 
     def last_saved(self) -> str:
         """In words, for a message: where a run that stopped now goes on from."""
@@ -220,8 +223,9 @@ class WorkFolder:
                 for old in seals.iterdir():
                     if not (self.path / CHECKPOINTS / old.name).is_dir():
                         old.unlink()
-        except Exception as error:
-            self._failure = error
+        except RunStopped as failure:
+            # Without the frames behind it, whose unfinished coroutines Python tells of after the sentence.
+            self._failure = RunStopped(str(failure))
 
     @contextlib.contextmanager
     def _failures_explained(self, step: int) -> Iterator[None]:
@@ -255,6 +259,11 @@ class WorkFolder:
         aside.parent.mkdir(exist_ok=True)
         (self.path / CHECKPOINTS / str(step)).rename(aside)
         _log.warning("checkpoint %d cannot be used (%s); it is set aside in %s", step, reason, aside.parent)
+
+
+def _not_a_failure(record: logging.LogRecord) -> bool:
+    """False for the traces of a failed save that Orbax logs: the failure is raised, as one sentence."""
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _reason(error: BaseException) -> str:

@@ -13,6 +13,15 @@ from typing import Any, BinaryIO
 from jora_tasks.artifacts import write_text
 
 METRICS = "metrics.jsonl"
+CURVES = {
+    "loss": "train/loss",
+    "eval_loss": "eval/loss",
+    "learning_rate": "train/learning_rate",
+    "grad_norm": "train/grad_norm",
+    "tokens_per_second": "train/tokens_per_second",
+    "mfu_4n": "train/mfu_4n",
+}
+"""The figures that trackers draw, and what they call them."""
 
 
 class MetricsLog:

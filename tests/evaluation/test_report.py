@@ -94,6 +94,14 @@ def test_page_needs_nothing_else() -> None:
     assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
 
 
+def test_the_evaluation_loss_has_a_curve_where_there_were_evaluations() -> None:
+    report, rows = make_report()
+    evaluated = [{**row, "eval_loss": 1.5} if row["step"] % 10 == 0 else row for row in HISTORY]
+    heading = "Loss on the dev questions"
+    assert heading in _Page(render_report(report, rows, history=evaluated)).text
+    assert heading not in _Page(render_report(report, rows, history=HISTORY)).text
+
+
 def test_page_tells_the_figures() -> None:
     report, rows = make_report(champion=True)
     text = _Page(render_report(report, rows, history=HISTORY, lengths=[300, 310])).text

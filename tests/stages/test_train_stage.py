@@ -56,12 +56,12 @@ def store(home):
     return ArtifactStore(home)
 
 
-def _prompts(store, split="train"):
+def _prompts(store, split="train", fifth=None):
     def write(folder):
         random = np.random.default_rng(0)
         rows = {
             "example_id": [f"q{i}" for i in range(6)],
-            "split": [split] * 5 + ["test"],
+            "split": [split] * 4 + [fifth or split, "test"],
             "input_ids": pa.array(
                 [random.integers(0, 64, 20).tolist() for _ in range(6)], pa.list_(pa.int32())
             ),
@@ -70,7 +70,7 @@ def _prompts(store, split="train"):
         pq.write_table(pa.table(rows), folder / "prompts.parquet")
         return {}
 
-    return store.build("prompts", version=1, settings={"split": split}, inputs={}, write=write)
+    return store.build("prompts", version=1, settings={"split": [split, fifth]}, inputs={}, write=write)
 
 
 def _spec(base, **training):
@@ -190,3 +190,47 @@ def test_prompts_without_training_examples_are_refused(base, store):
     with pytest.raises(InputError, match=r"no question to train on; .* questions\.path .* `split`: train"):
         train_adapter(_spec(base), _prompts(store, split="dev"), store, Progress())
     assert not list((store.home / "artifacts").glob("adapter/[!.]*"))
+
+
+def test_evaluations_are_told_counted_and_drawn(base, store):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    spec, events = _spec(base, eval_every=2, keep="best", tracker="tensorboard"), []
+    artifact = train_adapter(spec, _prompts(store, fifth="dev"), store, Progress(events.append))
+    lines = _metrics(artifact)
+    losses = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert list(losses) == [2, 4]
+    assert [event.fields.get("eval_loss") for event in events] == [None, losses[2], None, losses[4]]
+    best = min(losses, key=lambda step: losses[step])
+    assert (artifact.counts["kept_step"], artifact.counts["eval_loss"]) == (best, losses[best])
+    drawn = EventAccumulator(str(store.home / "tensorboard" / "documents" / artifact.key)).Reload()
+    assert [(each.step, each.value) for each in drawn.Scalars("eval/loss")] == [
+        (step, np.float32(loss)) for step, loss in losses.items()
+    ]
+    assert [each.value for each in drawn.Scalars("train/loss")] == [
+        np.float32(line["loss"]) for line in lines
+    ]
+
+
+def test_evaluations_need_dev_questions(base, store):
+    with pytest.raises(InputError, match=r"training\.eval_every asks .* raise questions\.dev_fraction"):
+        train_adapter(_spec(base, eval_every=2), _prompts(store), store, Progress())
+    assert not list((store.home / "artifacts").glob("adapter/*"))
+
+
+def test_curves_in_mlflow_go_on_where_an_interrupted_run_left_them(base, registry_store):
+    from mlflow import MlflowClient
+
+    store, spec = registry_store, _spec(base, tracker="mlflow")
+    prompts = _prompts(store)
+    with pytest.raises(KeyboardInterrupt):
+        train_adapter(spec, prompts, store, Progress(Interrupt(5)))
+    artifact = train_adapter(spec, prompts, store, Progress())
+    client = MlflowClient(f"sqlite:///{store.home}/mlflow/mlflow.db")
+    experiment = client.get_experiment_by_name(spec.name)
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.status, run.data.tags["jora.training"]) == ("FINISHED", artifact.key)
+    drawn = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [(each.step, each.value) for each in drawn] == [
+        (line["step"], line["loss"]) for line in _metrics(artifact)
+    ]

@@ -1,97 +1,203 @@
-"""A run killed by SIGKILL, twice, once in the middle of a save, ends as if it had never been killed."""
+"""Runs that are killed, stopped, out of disk or doubled end as if nothing had happened."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
+import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-CHILD = """
-import os, signal, sys, threading, time
-from pathlib import Path
-
-import jax
-import numpy as np
-
-from jora_tasks.spec import LoraConfig, TrainConfig
-from jora_tasks.trainer.config import parse_config
-from jora_tasks.trainer.data import Dataset, Example
-from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.model import LanguageModel
-from jora_tasks.trainer.parameters import init_base
+from jora_tasks.errors import InputError
+from jora_tasks.trainer.lock import sole_use
 from jora_tasks.trainer.train import train_lora
+from tests.trainer import tiny_run
 
-output, work, kill = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-config = parse_config({"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24,
-                       "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": True})
-lora = LoraConfig(r=2, lora_dropout=0.1, target_modules=("q_proj", "down_proj"))
-base, adapter = init_base(config, jax.random.key(0)), init_lora(config, lora, jax.random.key(1))
-model = LanguageModel(config, base, adapter, lora)
-random = np.random.default_rng(0)
-dataset = Dataset(tuple(
-    Example.make(str(i), random.integers(0, 64, n), prompt_length=5)
-    for i, n in enumerate(random.integers(8, 120, 14))
-))
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+ROOT = Path(__file__).parents[2]
+FIGURES = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "scored_tokens", "eval_loss")
+TRAINING = {
+    "epochs": 6,
+    "batch_size": 2,
+    "gradient_accumulation": 2,
+    "learning_rate": 0.05,
+    "eval_every": 2,
+    "keep": "best",
+    "early_stopping_patience": 9,
+}
 
 
-def die_in_a_save():
-    while True:
-        if any("tmp" in folder.name for folder in (work / "checkpoints").glob("*")):
-            die()
-        time.sleep(0)
+def _environment(cache: Path) -> dict[str, str]:
+    """A cache of compiled programs, so that the attempts after the first begin at once."""
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
-def on_step(metrics):
-    if kill.isdigit() and metrics["step"] == int(kill):
-        die()
-    if kill == "save" and metrics["step"] == 5:
-        threading.Thread(target=die_in_a_save, daemon=True).start()
+def _attempts(output: Path, work: Path, delays: list[float], **training: object) -> list[int]:
+    arguments = {
+        "output": str(output),
+        "work": str(work),
+        "training": {**TRAINING, **training},
+        "delays": delays,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.attempts", json.dumps(arguments)],
+        cwd=ROOT,
+        env=_environment(output.parent / "cache"),
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    )
+    return json.loads(done.stdout)
 
 
-training = TrainConfig(
-    epochs=3, batch_size=2, gradient_accumulation=2, checkpoint_every=3, learning_rate=0.01
-)
-train_lora(model, dataset, lora, training, output=output, work=work, base_name="tiny", on_step=on_step)
-"""
-
-FIGURES = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "scored_tokens")
+def _figures(folder: Path) -> list[list]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [[line.get(name) for name in FIGURES] for line in lines]
 
 
-def _run(output: Path, work: Path, kill: str = "never") -> int:
-    return subprocess.run([sys.executable, "-c", CHILD, str(output), str(work), kill], check=False).returncode
-
-
-def _metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def _assert_same(found: Path, expected: Path) -> None:
+    assert _figures(found) == _figures(expected)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (found / name).read_bytes() == (expected / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_like_one_that_was_not(tmp_path):
-    assert _run(tmp_path / "whole", tmp_path / "work-whole") == 0
-    work = tmp_path / "work"
+def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
+    whole = tmp_path / "whole"
+    assert _attempts(whole, tmp_path / "work-whole", []) == [0]
+    assert len(_figures(whole)) > 12
+    moments = random.Random(0)
+    killed = 0
+    for every in (1, 3):
+        output, work = tmp_path / f"killed-{every}", tmp_path / f"work-{every}"
+        delays = [moments.uniform(0, 0.8) for _ in range(8)]
+        killed += _attempts(output, work, delays, checkpoint_every=every).count(-signal.SIGKILL)
+        _assert_same(output, whole)
+    assert killed > 6
 
-    assert _run(tmp_path / "killed", work, kill="5") == -signal.SIGKILL
-    assert len(_metrics(work)) == 5  # two updates more than the checkpoint has
-    with (work / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6, "lo')  # a kill in the middle of a line
 
-    assert _run(tmp_path / "killed", work, kill="save") == -signal.SIGKILL
-    assert [line["step"] for line in _metrics(work)] == [1, 2, 3, 4, 5, 6]
-    assert not (tmp_path / "killed").exists()
+RUN = """
+import json, resource, sys
+from jora_tasks.errors import RunStopped
+from jora_tasks.spec import TrainConfig
+from jora_tasks.trainer.train import train_lora
+from tests.trainer import tiny_run
 
-    assert _run(tmp_path / "killed", work) == 0
-    ours, expected = _metrics(tmp_path / "killed"), _metrics(tmp_path / "whole")
-    assert [[line[name] for name in FIGURES] for line in ours] == [
-        [line[name] for name in FIGURES] for line in expected
-    ]
-    assert [line["step"] for line in ours] == list(range(1, 13))
-    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+output, work, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+training = TrainConfig(**json.loads(sys.argv[4]))
+
+def on_step(metrics):
+    print(metrics["step"], flush=True)
+    if limit and metrics["step"] == 4:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+try:
+    train_lora(tiny_run.model(), tiny_run.dataset(), tiny_run.LORA, training, output=output, work=work,
+               base_name="tiny", on_step=on_step, held_out=tiny_run.dataset(3, seed=1))
+except RunStopped as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+"""
+
+
+def _start(tmp_path: Path, output: str, limit: int = 0, **training: object) -> subprocess.Popen[str]:
+    arguments = [tmp_path / output, tmp_path / f"work-{output}", limit, json.dumps({**TRAINING, **training})]
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *map(str, arguments)],
+        cwd=ROOT,
+        env=_environment(tmp_path / "cache"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with a run that nothing happened to, and its cache of programs."""
+    folder = tmp_path_factory.mktemp("whole")
+    run = _start(folder, "whole")
+    assert run.wait() == 0, run.stderr and run.stderr.read()
+    return folder
+
+
+@pytest.mark.slow
+def test_sigterm_saves_the_update_under_way_and_has_a_code_of_its_own(whole):
+    run = _start(whole, "terminated", checkpoint_every=1000)
+    assert run.stdout and run.stderr
+    while int(run.stdout.readline()) < 5:
+        pass
+    run.send_signal(signal.SIGTERM)
+    rest, said = run.communicate()
+    assert run.returncode == 75, said
+    step = int(rest.split()[-1]) if rest.split() else 5
+    assert f"stopped by SIGTERM: saved at update {step} of 24" in said.splitlines()[-1]
+    again = _start(whole, "terminated", checkpoint_every=1000)
+    assert again.stdout and int(again.stdout.readline()) == step + 1  # not one update is computed again
+    again.communicate()
+    assert again.returncode == 0
+    _assert_same(whole / "terminated", whole / "whole")
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_nothing_but_time(whole):
+    # No file may grow beyond so many bytes: the way to a full disk that needs no disk.
+    full = _start(whole, "full", limit=2000, checkpoint_every=2)
+    _, said = full.communicate()
+    assert full.returncode == 1
+    last = said.splitlines()[-1]
+    told = re.search(r"could not be kept in .*: file too large; the last checkpoint of update (\d+) is", last)
+    assert told and int(told[1]) >= 2, said
+    again = _start(whole, "full", checkpoint_every=2)
+    assert again.stdout and int(again.stdout.readline()) == int(told[1]) + 1
+    again.communicate()
+    assert again.returncode == 0
+    _assert_same(whole / "full", whole / "whole")
+
+
+@pytest.mark.parametrize("held", ["output", "work"])
+def test_a_second_trainer_on_a_folder_is_refused(held, tmp_path):
+    folders = {"output": tmp_path / "out", "work": tmp_path / "work"}
+    with (
+        sole_use(folders[held], held),
+        pytest.raises(InputError, match=f"{held} {folders[held]} is in use by another trainer"),
+    ):
+        train_lora(tiny_run.model(), tiny_run.dataset(), tiny_run.LORA, **folders)
+    assert not any(tmp_path.iterdir())
+
+
+HOLD = """
+import pathlib, sys, time
+from jora_tasks.trainer.lock import sole_use
+with sole_use(pathlib.Path(sys.argv[1]), "output"):
+    print(1, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_lock_ends_with_its_holder(tmp_path):
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "out")]
+    holder = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)
+    assert holder.stdout and holder.stdout.readline()
+    with pytest.raises(InputError), sole_use(tmp_path / "out", "output"):
+        pass
+    holder.kill()
+    holder.wait()
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            with sole_use(tmp_path / "out", "output"):
+                break
+        except InputError:
+            assert time.monotonic() < deadline
