@@ -10,8 +10,10 @@ one before it counts; a folder of another run is refused rather than mixed in or
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
 import re
 import shutil
 import threading
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 
 RUN, CHECKPOINTS, SEALS, DAMAGED = "run.json", "checkpoints", "seals", "damaged"
 KEPT = 2
+SPARE_BYTES = 1 << 20  # room for a checkpoint's small files, besides its arrays
 
 _log = logging.getLogger(__name__)
-_ORBAX_LOG = logging.getLogger("absl")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class WorkFolder:
         self._metrics = MetricsLog(self.path / METRICS)
         self._sealing: threading.Thread | None = None
         self._failure: RunStopped | None = None
-        _ORBAX_LOG.addFilter(_not_a_failure)
+        for name in ("absl", "concurrent.futures"):  # where Orbax's threads write
+            logging.getLogger(name).addFilter(_not_of_a_failed_save)
         self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
         self._manager = self._open_manager()
 
@@ -131,6 +134,9 @@ class WorkFolder:
 
         self.finish()
         with self._failures_explained(position.step):
+            needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + SPARE_BYTES
+            if shutil.disk_usage(self.path).free < needed:  # before Orbax meets it, which is far from terse
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._manager.save(
                 position.step,
                 args=ocp.args.Composite(
@@ -201,7 +207,6 @@ class WorkFolder:
         self._metrics.close()
         with contextlib.suppress(Exception):  # Orbax tells of the same failure again
             self._manager.close()
-        _ORBAX_LOG.removeFilter(_not_a_failure)
 
     def last_saved(self) -> str:
         """In words, for a message: where a run that stopped now goes on from."""
@@ -261,9 +266,10 @@ class WorkFolder:
         _log.warning("checkpoint %d cannot be used (%s); it is set aside in %s", step, reason, aside.parent)
 
 
-def _not_a_failure(record: logging.LogRecord) -> bool:
-    """False for the traces of a failed save that Orbax logs: the failure is raised, as one sentence."""
-    return not (record.exc_info and "orbax" in record.pathname)
+def _not_of_a_failed_save(record: logging.LogRecord) -> bool:
+    """False for the traces that Orbax logs of a failed save: the failure is raised, as one sentence."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or ("orbax" not in record.pathname and str(error) != "Event loop is closed")
 
 
 def _reason(error: BaseException) -> str:

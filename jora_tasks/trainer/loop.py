@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -103,15 +104,17 @@ class Loop:
         try:
             self._compile_longest()
             self._mark = time.perf_counter()
-            self._run_remaining()
+            with closing(
+                updates(self._batches, self._position, self._training.epochs, self._model.mesh)
+            ) as ahead:
+                self._run_all(ahead)
         finally:
             self._profile.end()
         self._work.finish()
         return replace(self._model, lora=self._lora if self._best is None else self._best)
 
-    def _run_remaining(self) -> None:
+    def _run_all(self, ahead: Iterable[Prepared]) -> None:
         waiting: _Dispatched | None = None
-        ahead = updates(self._batches, self._position, self._training.epochs, self._model.mesh)
         for done, prepared in enumerate(ahead):
             turn = self._profile.due(done)
             if waiting and (turn or self._stop.asked or prepared.update.length not in self._programs):

@@ -7,7 +7,7 @@ all there is to resume from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import NamedTuple
 
 from jax.sharding import Mesh
@@ -28,7 +28,9 @@ class Prepared(NamedTuple):
     after: Position
 
 
-def updates(batches: Batches, position: Position, epochs: int, mesh: Mesh | None) -> Iterator[Prepared]:
+def updates(
+    batches: Batches, position: Position, epochs: int, mesh: Mesh | None
+) -> Generator[Prepared, None, None]:
     """The updates from a position on to the end of the last epoch, in order.
 
     Close the iterator (or let it be collected) to end its thread before its end.

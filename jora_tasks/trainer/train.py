@@ -108,6 +108,7 @@ def train_lora(
     folder = Path(work) if work else output.with_name(f".{output.name}.training")
     with contextlib.ExitStack() as locks:
         locks.enter_context(sole_use(output, "output"))
+        check_unused(output)  # another trainer may have published between the check and the lock
         if work:
             locks.enter_context(sole_use(folder, "work"))
         if not isinstance(model, LanguageModel):

@@ -15,7 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-import orbax.checkpoint  # noqa: F401 (imported before the forks)
+import grain  # noqa: F401 (imported before the forks)
+import orbax.checkpoint  # noqa: F401
 
 from jora_tasks.spec import TrainConfig
 from jora_tasks.trainer.lock import sole_use

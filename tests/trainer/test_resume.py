@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,19 +89,24 @@ def test_runs_killed_at_random_moments_end_like_one_that_was_not(tmp_path):
 
 
 RUN = """
-import json, resource, sys
+import json, pathlib, resource, sys
 from jora_tasks.errors import RunStopped
 from jora_tasks.spec import TrainConfig
 from jora_tasks.trainer.train import train_lora
 from tests.trainer import tiny_run
 
-output, work, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
+output, work, disaster = sys.argv[1:4]
 training = TrainConfig(**json.loads(sys.argv[4]))
 
 def on_step(metrics):
     print(metrics["step"], flush=True)
-    if limit and metrics["step"] == 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    if disaster == "limit" and metrics["step"] == 4:  # no file may grow beyond so many bytes
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+    if disaster == "fill" and metrics["step"] == 4:
+        try:
+            pathlib.Path(work, "..", "filler").write_bytes(bytes(1 << 26))
+        except OSError:
+            pass
 
 try:
     train_lora(tiny_run.model(), tiny_run.dataset(), tiny_run.LORA, training, output=output, work=work,
@@ -111,8 +117,13 @@ except RunStopped as error:
 """
 
 
-def _start(tmp_path: Path, output: str, limit: int = 0, **training: object) -> subprocess.Popen[str]:
-    arguments = [tmp_path / output, tmp_path / f"work-{output}", limit, json.dumps({**TRAINING, **training})]
+def _start(tmp_path: Path, output: str, disaster: str = "", **training: object) -> subprocess.Popen[str]:
+    arguments = [
+        tmp_path / output,
+        tmp_path / f"work-{output}",
+        disaster,
+        json.dumps({**TRAINING, **training}),
+    ]
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *map(str, arguments)],
         cwd=ROOT,
@@ -150,20 +161,48 @@ def test_sigterm_saves_the_update_under_way_and_has_a_code_of_its_own(whole):
     _assert_same(whole / "terminated", whole / "whole")
 
 
+SMALL_DISK = ("unshare", "--user", "--map-root-user", "--mount")
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*SMALL_DISK, "true"], check=False).returncode != 0,
+    reason="no mount namespaces here",
+)
 def test_a_full_disk_costs_nothing_but_time(whole):
-    # No file may grow beyond so many bytes: the way to a full disk that needs no disk.
-    full = _start(whole, "full", limit=2000, checkpoint_every=2)
-    _, said = full.communicate()
-    assert full.returncode == 1
-    last = said.splitlines()[-1]
-    told = re.search(r"could not be kept in .*: file too large; the last checkpoint of update (\d+) is", last)
+    settings = json.dumps({**TRAINING, "checkpoint_every": 2})
+    script = 'mkdir disk && mount -t tmpfs -o size=8m tmpfs disk || exit 9; "$@" fill "$S"; echo code $?; '
+    script += 'rm disk/filler; "$@" "" "$S"; echo code $?'
+    run = [sys.executable, "-c", RUN, str(whole / "full"), str(whole / "disk" / "work")]
+    done = subprocess.run(
+        [*SMALL_DISK, "sh", "-c", script, "sh", *run],
+        cwd=whole,
+        env={**_environment(whole / "cache"), "PYTHONPATH": str(ROOT), "S": settings},
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    told = re.search(
+        r"kept in .*/disk/work: no space left on device; the last checkpoint of update (\d+) is", done.stderr
+    )
+    assert told, done.stderr
+    again = done.stdout.partition("code 1\n")[2].splitlines()
+    assert again == [*map(str, range(int(told[1]) + 1, 25)), "code 0"], done.stdout
+    _assert_same(whole / "full", whole / "whole")
+
+
+@pytest.mark.slow
+def test_a_write_that_fails_in_the_middle_costs_nothing_but_time(whole):
+    failed = _start(whole, "limited", "limit", checkpoint_every=2)
+    _, said = failed.communicate()
+    assert failed.returncode == 1
+    told = re.search(r"could not be kept in .*: file too large; the last checkpoint of update (\d+) is", said)
     assert told and int(told[1]) >= 2, said
-    again = _start(whole, "full", checkpoint_every=2)
+    again = _start(whole, "limited", checkpoint_every=2)
     assert again.stdout and int(again.stdout.readline()) == int(told[1]) + 1
     again.communicate()
     assert again.returncode == 0
-    _assert_same(whole / "full", whole / "whole")
+    _assert_same(whole / "limited", whole / "whole")
 
 
 @pytest.mark.parametrize("held", ["output", "work"])
