@@ -177,6 +177,44 @@ def models(
         _plain(f"{role}: {folder}")
 
 
+@app.command()
+def plan(
+    model: Annotated[
+        str | None, typer.Option(help="Name of a known shape or a model folder; by default model.base.")
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="tpu:v5e:2x2 and the like, cpu:4 for virtual devices, or local.")
+    ] = "local",
+    mesh: Annotated[str | None, typer.Option(help="As in tensor=4,sequence=2.", metavar="AXIS=N,...")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Rows in a forward pass.")] = None,
+    sequence_length: Annotated[int | None, typer.Option(min=8, max=1 << 22, help="Tokens in a row.")] = None,
+    answer_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of them scored; by default a tenth.")
+    ] = None,
+    spec: SpecOption = None,
+    set_: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compile the training step for devices before any is used: what it takes, and whether it fits."""
+    from jora_tasks.planning import make_request, print_plan
+    from jora_tasks.trainer.plan import plan as compile_for
+
+    settings = load_spec(spec, tuple(set_ or ()))
+    if model is None:
+        from jora_tasks.models import base_model_folder
+
+        model = str(base_model_folder(settings.model.base, ArtifactStore().home))
+    request = make_request(settings, model, target, mesh, batch_size, sequence_length, answer_tokens)
+    try:
+        result = compile_for(request)
+    except RuntimeError as error:
+        _fail(error)
+    if as_json:
+        print(json.dumps(result), flush=True)
+    else:
+        print_plan(result, console)
+
+
 PortOption = Annotated[
     int | None, typer.Option(help="Port of the Airflow UI; by default 8080, or a free one.", metavar="PORT")
 ]

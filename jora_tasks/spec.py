@@ -295,11 +295,13 @@ class TrainConfig(Section):
         float, Field(ge=0, description="Gradients are clipped to this global norm; 0 clips none.")
     ] = 1.0
     remat: Annotated[
-        Literal["full", "none"],
+        Literal["auto", "full", "attention", "none", "offload"],
         Field(
-            description="Recompute each layer in the backward pass (full: least memory), or keep it (none)."
+            description="What the backward pass finds of a layer besides its input: nothing (full), "
+            "attention's output, or every product (none: fastest, most memory); offload keeps the input in "
+            "the host's memory; auto is attention, or full for rows over 8,192 tokens."
         ),
-    ] = "full"
+    ] = "auto"
     checkpoint_every: Annotated[
         int, Field(ge=1, description="Updates between checkpoints; a killed run goes on from the last.")
     ] = 10

@@ -1,4 +1,4 @@
-"""Causal attention with grouped key and value heads.
+"""Causal attention with grouped key and value heads: the plain form, and the one that training uses.
 
 Query head h reads key and value head ``h // (heads / kv_heads)``: the order of transformers' Llama.
 Scores and softmax are f32 whatever the inputs' type. Keys and values are never repeated in memory.
@@ -7,18 +7,17 @@ Scores and softmax are f32 whatever the inputs' type. Keys and values are never 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-MASKED = -1e30  # finite, so that a row without any allowed key gives no NaN
-OUTPUT = "attention_output"  # names under which a remat policy may keep what the backward pass reads
-INPUTS = "attention_inputs"
+from jora_tasks.trainer.blockwise import MASKED, Form, blockwise, capped
+from jora_tasks.trainer.mesh import RULES, fits
+
+BLOCK, LONG_BLOCK, LONG = 256, 512, 8192
 
 Queries = Float[Array, "B S H d"]
 Keys = Float[Array, "B S K d"]
@@ -48,7 +47,7 @@ def reference_attention(
     Returns:
       The attended values, in q's type.
     """
-    allowed = _allowed(0, 0, q.shape[1], segments, window)
+    allowed = _allowed(q.shape[1], segments, window)
     return attend(q, k, v, allowed, softcap=softcap, scale=scale)
 
 
@@ -83,133 +82,86 @@ def attention(
     scale: float | None = None,
     mesh: Mesh | None = None,
 ) -> Queries:
-    """The same as `reference_attention`, in blocks of queries against the keys up to their own end.
+    """The same as `reference_attention`, without ever holding a row of scores.
 
-    Scores past a block are never formed, and the backward pass forms each block's scores again from a
-    saved log-sum, as FlashAttention does (arXiv 2205.14135), so nothing of size S² outlives a layer; within
-    one, the compiler may hold several blocks at once. The products of the backward pass that contract over
-    queries transpose the d-sized side, not the scores.
+    Over a mesh, each device attends from its own rows, heads and part of the sequence. The keys and values
+    of the other parts are gathered; grouped heads make them small beside the queries' activations.
+
+    Runs cuDNN's flash attention on an NVIDIA GPU where that covers the case, else `blockwise`.
     """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    from_offset = partial(_attend_from, window=window, softcap=softcap, scale=scale)
+    axes = [("batch", "sequence", heads, None) for heads in ("heads", "kv_heads", "kv_heads")]
+    if mesh is None or not all(fits(mesh, one, x.shape) for one, x in zip(axes, (q, k, v), strict=True)):
+        return from_offset(0, q, k, v, segments, segments)
+    parts = mesh.shape["sequence"]
+
+    def local(q: Array, k: Array, v: Array, segments: Array | None) -> Array:
+        offset: int | Array = 0
+        all_segments = segments
+        if parts > 1:
+            offset = jax.lax.axis_index("sequence") * q.shape[1]
+            gather = partial(jax.lax.all_gather, axis_name="sequence", axis=1, tiled=True)
+            k, v = gather(k), gather(v)
+            all_segments = None if segments is None else gather(segments)
+        return from_offset(offset, q, k, v, segments, all_segments)
+
+    specs = tuple(RULES.spec(one) for one in axes)
+    rows = PartitionSpec() if segments is None else RULES.spec(("batch", "sequence"))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=(*specs, rows), out_specs=specs[0], check_vma=False)
+    return mapped(q, k, v, segments)
+
+
+def _attend_from(
+    offset: int | Array,
+    q: Float[Array, "B Q H d"],
+    k: Float[Array, "B C K d"],
+    v: Float[Array, "B C K d"],
+    own: Int[Array, "B Q"] | None,
+    theirs: Int[Array, "B C"] | None,
+    *,
+    window: int | None,
+    softcap: float | None,
+    scale: float,
+) -> Float[Array, "B Q H d"]:
+    """Attention of the queries that stand at ``offset`` among the keys, on one device."""
+    if _cudnn_can(offset, q, own, softcap):
+        reach = None if window is None else (window - 1, 0)
+        return jax.nn.dot_product_attention(
+            q, k, v, scale=scale, is_causal=True, local_window_size=reach, implementation="cudnn"
+        )
     length, kv_heads = q.shape[1], k.shape[2]
-    groups = q.shape[2] // kv_heads
-    q = q.reshape(*q.shape[:2], kv_heads, groups, -1).transpose(0, 2, 3, 1, 4)
-    q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
-    form = Form(_block_size(length), window, softcap, q.shape[-1] ** -0.5 if scale is None else scale)
-    out = _blockwise(form, q, k, v, segments)
-    return out.transpose(0, 3, 1, 2, 4).reshape(*out.shape[:1], length, kv_heads * groups, -1)
+    block = _block_size(length)
+    form = Form(block, block, window, softcap, scale)
+    q = q.reshape(*q.shape[:2], kv_heads, q.shape[2] // kv_heads, -1).transpose(0, 2, 3, 1, 4)
+    q, k, v = (_padded(x, x.ndim - 2, block) for x in (q, k.swapaxes(1, 2), v.swapaxes(1, 2)))
+    # Padded keys come after every real query, so that the causal rule hides them.
+    segments = None if own is None or theirs is None else (_padded(own, 1, block), _padded(theirs, 1, block))
+    out = blockwise(form, q, k, v, jnp.asarray(offset, jnp.int32), segments)
+    return out[:, :, :, :length].transpose(0, 3, 1, 2, 4).reshape(out.shape[0], length, -1, out.shape[-1])
+
+
+def _cudnn_can(offset: int | Array, q: Array, segments: Array | None, softcap: float | None) -> bool:
+    whole = isinstance(offset, int) and segments is None and softcap is None
+    narrow = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128
+    return whole and narrow and jax.default_backend() == "gpu"
 
 
 def _block_size(length: int) -> int:
-    """Small blocks skip more scores; long rows take larger ones to keep the unrolled program short."""
-    return 128 if length <= 2048 else 512
+    """The blocks cover the length with little padding; long rows take larger ones, for fewer passes."""
+    largest = BLOCK if length <= LONG else LONG_BLOCK
+    blocks = -(-length // largest)
+    return -(-length // (8 * blocks)) * 8
 
 
-class Form(NamedTuple):
-    """What is fixed when attention is compiled."""
-
-    block: int
-    window: int | None
-    softcap: float | None
-    scale: float
+def _padded(x: Array, axis: int, multiple: int) -> Array:
+    room = [(0, 0)] * x.ndim
+    room[axis] = (0, -x.shape[axis] % multiple)
+    return jnp.pad(x, room) if room[axis][1] else x
 
 
-# Inside, queries are [B, K, G, S, d] and keys and values [B, K, S, d].
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blockwise(form: Form, q: Array, k: Array, v: Array, segments: Array | None) -> Array:
-    return _forward(form, q, k, v, segments)[0]
-
-
-def _forward(
-    form: Form, q: Array, k: Array, v: Array, segments: Array | None
-) -> tuple[Array, tuple[Array | None, ...]]:
-    outputs, log_sums = [], []
-    for first, start, stop in _spans(q.shape[3], form):
-        allowed = _allowed(first, start, stop, segments, form.window)
-        scores = _scores(form, q[:, :, :, start:stop], k[:, :, first:stop], allowed)
-        top = scores.max(axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = weights.sum(axis=-1, keepdims=True)
-        attended = _product(weights.astype(v.dtype), v[:, :, first:stop], 1)
-        outputs.append((attended / total).astype(q.dtype))
-        log_sums.append((top + jnp.log(total))[..., 0])
-    out = checkpoint_name(jnp.concatenate(outputs, axis=3), OUTPUT)
-    log_sum = checkpoint_name(jnp.concatenate(log_sums, axis=3), OUTPUT)
-    return out, (q, k, v, segments, out, log_sum)
-
-
-def _backward(form: Form, saved: tuple[Any, ...], d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, segments, out, log_sum = saved
-    delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
-    d_q = []
-    d_k = jnp.zeros(k.swapaxes(2, 3).shape, jnp.float32)
-    d_v = jnp.zeros(v.swapaxes(2, 3).shape, jnp.float32)
-    for first, start, stop in _spans(q.shape[3], form):
-        queries, keys, values = q[:, :, :, start:stop], k[:, :, first:stop], v[:, :, first:stop]
-        d_block = d_out[:, :, :, start:stop]
-        scores = _scores(form, queries, keys, _allowed(first, start, stop, segments, form.window))
-        weights = jnp.exp(scores - log_sum[:, :, :, start:stop, None])
-        d_weights = _product(d_block, values, 2)
-        d_scores = weights * (d_weights - delta[:, :, :, start:stop])
-        if form.softcap is not None:
-            d_scores = d_scores * (1 - jnp.square(jnp.maximum(scores, -form.softcap) / form.softcap))
-        d_scores = (d_scores * form.scale).astype(q.dtype)
-        d_q.append(_product(d_scores, keys, 1).astype(q.dtype))
-        d_k = d_k.at[..., first:stop].add(_over_queries(queries, d_scores))
-        d_v = d_v.at[..., first:stop].add(_over_queries(d_block, weights.astype(q.dtype)))
-    d_k, d_v = d_k.swapaxes(2, 3).astype(k.dtype), d_v.swapaxes(2, 3).astype(v.dtype)
-    return jnp.concatenate(d_q, axis=3), d_k, d_v, None
-
-
-_blockwise.defvjp(_forward, _backward)
-
-
-def _spans(length: int, form: Form) -> list[tuple[int, int, int]]:
-    """(first key, first query, end of both) of each block of queries."""
-    reach = length if form.window is None else form.window - 1
-    return [
-        (max(0, start - reach), start, min(start + form.block, length))
-        for start in range(0, length, form.block)
-    ]
-
-
-def _scores(form: Form, q: Array, k: Array, allowed: Array) -> Float[Array, "B K G Q C"]:
-    scores = capped(_product(q, k, 2) * form.scale, form.softcap)
-    return jnp.where(allowed[:, None, None], scores, MASKED)
-
-
-def capped(scores: Array, softcap: float | None) -> Array:
-    """Bounded to ± softcap by a tanh; as they are where it is None."""
-    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-
-
-def _product(left: Float[Array, "B K G Q x"], right: Array, right_axis: int) -> Array:
-    """Contract left's last axis with ``right_axis`` (1 or 2, after B) of right [B, K, C, d], in f32."""
-    batch, heads, groups, length, size = left.shape
-    rows = left.reshape(batch, heads, groups * length, size)
-    dimensions = (((3,), (right_axis + 1,)), ((0, 1), (0, 1)))
-    out = jax.lax.dot_general(rows, right, dimensions, preferred_element_type=jnp.float32)
-    return out.reshape(batch, heads, groups, length, -1)
-
-
-def _over_queries(
-    small: Float[Array, "B K G Q d"], large: Float[Array, "B K G Q C"]
-) -> Float[Array, "B K d C"]:
-    """Contract groups and queries, in f32, with the small side as the one to transpose."""
-    batch, heads, groups, length, _ = small.shape
-    left = small.reshape(batch, heads, groups * length, -1)
-    right = large.reshape(batch, heads, groups * length, -1)
-    dimensions = (((2,), (2,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(left, right, dimensions, preferred_element_type=jnp.float32)
-
-
-def _allowed(
-    first: int, start: int, stop: int, segments: Segments | None, window: int | None
-) -> Bool[Array, "#B Q C"]:
-    """Which of the tokens from ``first`` to ``stop`` each token from ``start`` to ``stop`` may see."""
-    behind = np.arange(start, stop)[:, None] - np.arange(first, stop)[None, :]
+def _allowed(length: int, segments: Segments | None, window: int | None) -> Bool[Array, "#B S S"]:
+    """Which tokens each token may see."""
+    behind = np.arange(length)[:, None] - np.arange(length)[None, :]
     seen = jnp.asarray(((behind >= 0) if window is None else (behind >= 0) & (behind < window))[None])
-    if segments is None:
-        return seen
-    return seen & (segments[:, start:stop, None] == segments[:, None, first:stop])
+    return seen if segments is None else seen & (segments[:, :, None] == segments[:, None, :])

@@ -180,7 +180,10 @@ def load_adapter(
     lora, tree = read_adapter(folder, config)
     axes = lora_axes(config, lora)
     return lora, {
-        name: {part: jax.device_put(array, sharding(mesh, axes[name][part])) for part, array in parts.items()}
+        name: {
+            part: jax.device_put(array, sharding(mesh, axes[name][part], array.shape))
+            for part, array in parts.items()
+        }
         for name, parts in tree.items()
     }
 

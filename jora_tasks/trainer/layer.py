@@ -17,17 +17,23 @@ from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.attention import attention
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.lora import LoraTree, linear
-from jora_tasks.trainer.mesh import constrain
+from jora_tasks.trainer.mesh import Axes, constrain
 from jora_tasks.trainer.parameters import BaseTree
+from jora_tasks.trainer.quantize import Quantised
 from jora_tasks.trainer.rope import RopeConfig
 
-STREAM, WIDE, UNNORMED = "stream_after_attention", "gate_and_up", "before_inner_norm"
+INPUT, STREAM, WIDE = "layer_input", "stream_after_attention", "gate_and_up"
+UNNORMED = "before_inner_norm"
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "gelu_tanh": partial(jax.nn.gelu, approximate=True),
 }
 
-Tables = tuple[Array, Array]  # cosine and sine
+CHUNK = 2048  # tokens on which a layer's products work at once, where a device has more than `LONG` of a row
+LONG = 8192
+
+Tables = tuple[Array, ...]  # cosine and sine
+Project = Callable[[str, Array], Array]  # a projection's name and its input → its output
 T = TypeVar("T")
 
 
@@ -114,6 +120,65 @@ def attend_by_layer(
     return jax.lax.cond(local, nearby, everywhere, q, k, v, segments)
 
 
+def over_tokens(
+    function: Callable[..., Any], mesh: Mesh | None, key: jax.Array | None, *arrays: Array
+) -> Any:
+    """A function of each token alone, over the tokens of long rows a chunk at a time.
+
+    Only one chunk's products are alive, forward and backward. A chunk takes equal parts of every device's
+    tokens, so that it is spread over the devices as the whole row is.
+
+    Args:
+      function: ``(key, *arrays) -> arrays``, all [B, S, ...].
+      key: of what it draws, or None.
+    """
+    batch, length = arrays[0].shape[:2]
+    parts, chunks = _parts(mesh), _chunks(length, mesh)
+    if chunks == 1:
+        return function(key, *arrays)
+
+    def split(x: Array) -> Array:
+        x = x.reshape(batch, parts, chunks, -1, *x.shape[2:])
+        return jnp.moveaxis(x, 2, 0).reshape(chunks, batch, -1, *x.shape[4:])
+
+    def join(x: Array) -> Array:
+        x = x.reshape(chunks, batch, parts, -1, *x.shape[3:])
+        return jnp.moveaxis(x, 0, 2).reshape(batch, length, *x.shape[4:])
+
+    def one(_: None, item: tuple[Array, ...]) -> tuple[None, Any]:
+        index, *parts = item
+        own = None if key is None else jax.random.fold_in(key, index)
+        return None, function(own, *parts)
+
+    _, out = jax.lax.scan(
+        jax.checkpoint(one, prevent_cse=False), None, (jnp.arange(chunks), *map(split, arrays))
+    )
+    return jax.tree.map(join, out)
+
+
+def in_chunks(length: int, mesh: Mesh | None) -> bool:
+    """Whether rows of this length are worked on in chunks."""
+    return _chunks(length, mesh) > 1
+
+
+def _parts(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else mesh.shape["sequence"] * mesh.shape["tensor"]
+
+
+def _chunks(length: int, mesh: Mesh | None) -> int:
+    """How many equal chunks give each at most `CHUNK` tokens of a device's part; one if that is short."""
+    tokens = length // (1 if mesh is None else mesh.shape["sequence"])
+    own, rest = divmod(length, _parts(mesh))
+    if tokens <= LONG or rest:
+        return 1
+    return next(count for count in range(-(-tokens // CHUNK), own + 1) if own % count == 0)
+
+
+def _whole(axis: str) -> str | None:
+    """The axis of a weight where it is used: what is split to save memory alone is gathered."""
+    return None if axis == "embed" else axis
+
+
 @dataclass(frozen=True)
 class Block:
     """One layer's forward pass over its slices of the stacked trees."""
@@ -131,11 +196,24 @@ class Block:
         )
         if key is not None:
             key = jax.random.fold_in(key, list(self.config.projections).index(name))
-        y = linear(x, base[name]["weight"], adapter, scale, dropout, key)
+        projection = self.config.projections[name]
+        used = (_whole(projection.out_axis), _whole(projection.in_axis))
+        weight = base[name]["weight"]
+        axes = weight.axes(used) if isinstance(weight, Quantised) else used
+        weight = jax.tree.map(lambda leaf, axes: constrain(leaf, self.mesh, axes), weight, axes)
+        if adapter is not None:
+            sides: dict[str, Axes] = {"a": (None, used[1]), "b": (None, used[0]), "m": used[:1]}
+            adapter = {
+                part: constrain(
+                    constrain(leaf, self.mesh, (None, "adapter")[-leaf.ndim :]), self.mesh, sides[part]
+                )
+                for part, leaf in adapter.items()
+            }
+        y = linear(x, weight, adapter, scale, dropout, key)
         if "bias" in base[name]:
             y = y + base[name]["bias"]
-        axis = {"embed": "stream"}.get(*[self.config.projections[name].out_axis] * 2)
-        return constrain(y, self.mesh, ("batch", "sequence", axis))
+        split = ("tokens", "stream") if projection.out_axis == "embed" else ("sequence", projection.out_axis)
+        return constrain(y, self.mesh, ("batch", *split))
 
     def __call__(
         self,
@@ -143,31 +221,57 @@ class Block:
         base: BaseTree,
         lora: LoraTree | None,
         key: jax.Array | None,
-        tables: tuple[Array, Array],
+        tables: Tables,
         mix: Callable[[Array, Array, Array], tuple[Array, Any]],
     ) -> tuple[Float[Array, "B S D"], Any]:
         """``mix`` attends: (q, k, v) → (attended values, whatever the caller collects)."""
+
+        def project(key: jax.Array | None) -> Callable[[str, Array], Array]:
+            return partial(self.project, base=base, lora=lora, key=key)
+
+        def before(key: jax.Array | None, x: Array, *tables: Array) -> list[Array]:
+            return self.before_attention(x, tables, base, project(key))
+
+        def after(key: jax.Array | None, x: Array, attended: Array) -> Array:
+            return self.after_attention(x, attended, base, project(key))
+
+        tables = tuple(jnp.broadcast_to(table, (*x.shape[:2], table.shape[-1])) for table in tables)
+        q, k, v = over_tokens(before, self.mesh, key, x, *tables)
+        attended, collected = mix(q, k, v)
+        return over_tokens(after, self.mesh, key, x, attended), collected
+
+    def before_attention(
+        self, x: Float[Array, "B S D"], tables: tuple[Array, ...], base: BaseTree, project: Project
+    ) -> list[Array]:
+        """Queries, keys and values, [B, S, heads, d], rotated."""
         config = self.config
-        project = partial(self.project, base=base, lora=lora, key=key)
-
-        def normed(x: Array, name: str) -> Array:
-            return rms_norm(config, checkpoint_name(x, UNNORMED), base[name])
-
-        q, k, v = self.attention_inputs(rms_norm(config, x, base["input_norm"]), project)
+        q, k, v = self.attention_inputs(self.normed(x, base["input_norm"]), project)
         if config.qk_norm:
-            q, k = normed(q, "q_norm"), normed(k, "k_norm")
-        attended, collected = mix(_rotate(q, tables), _rotate(k, tables), v)
+            q, k = self.inner_norm(q, base["q_norm"]), self.inner_norm(k, base["k_norm"])
+        return [_rotate(q, tables), _rotate(k, tables), v]
+
+    def after_attention(
+        self, x: Float[Array, "B S D"], attended: Float[Array, "B S H d"], base: BaseTree, project: Project
+    ) -> Float[Array, "B S D"]:
+        """The residual stream after both halves of the layer."""
+        config = self.config
         out = project("o_proj", attended.reshape(*x.shape[:2], -1))
         if config.sandwich_norms:
-            out = normed(out, "attention_out_norm")
+            out = self.inner_norm(out, base["attention_out_norm"])
         x = checkpoint_name(x + out, STREAM)
-        out = project("down_proj", self.gated(rms_norm(config, x, base["mlp_norm"]), project))
+        out = project("down_proj", self.gated(self.normed(x, base["mlp_norm"]), project))
         if config.sandwich_norms:
-            out = normed(out, "mlp_out_norm")
-        return constrain(x + out, self.mesh, ("batch", "sequence", "stream")), collected
+            out = self.inner_norm(out, base["mlp_out_norm"])
+        return constrain(x + out, self.mesh, ("batch", "tokens", "stream"))
 
-    def attention_inputs(self, x: Float[Array, "B S D"], project: Callable[..., Array]) -> list[Array]:
-        """Queries, keys and values, [B, S, heads, d]."""
+    def normed(self, x: Float[Array, "B S D"], norm: BaseTree) -> Float[Array, "B S D"]:
+        """The norm of each token where it lies, then all tokens on every device that projects them."""
+        return constrain(rms_norm(self.config, x, norm), self.mesh, ("batch", "sequence", "stream"))
+
+    def inner_norm(self, x: Array, norm: BaseTree) -> Array:
+        return rms_norm(self.config, checkpoint_name(x, UNNORMED), norm)
+
+    def attention_inputs(self, x: Float[Array, "B S D"], project: Project) -> list[Array]:
         config = self.config
         if config.fused:
             bounds = (config.query_size, config.query_size + config.key_size)
@@ -183,7 +287,7 @@ class Block:
             parts = [project(name, x) for name in ("q_proj", "k_proj", "v_proj")]
         return [part.reshape(*x.shape[:2], -1, config.head_dim) for part in parts]
 
-    def gated(self, x: Float[Array, "B S D"], project: Callable[..., Array]) -> Float[Array, "B S F"]:
+    def gated(self, x: Float[Array, "B S D"], project: Project) -> Float[Array, "B S F"]:
         """The MLP's wide middle: activation(gate) * up, in f32."""
         if self.config.fused:
             gate, up = jnp.split(checkpoint_name(project("gate_up_proj", x), WIDE), 2, axis=-1)

@@ -20,7 +20,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.mesh import check_mesh, fitting_sharding, sharding
+from jora_tasks.trainer.mesh import check_mesh, sharding
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.parameters import BaseTree, Parameter, describe, unflatten
 from jora_tasks.trainer.quantize import FORMATS, Quantised
@@ -119,7 +119,8 @@ def _names(parameter: Parameter) -> list[str]:
     return [parameter.checkpoint_name.format(layer) for layer in layers]
 
 
-def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+def abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+    """Shapes, types and places of the arrays that a parameter is loaded as."""
     struct = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
     axes: Any = parameter.axes
     if quantization != "none" and len(parameter.shape) == 3:  # a projection of every layer
@@ -127,7 +128,7 @@ def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any
         axes = struct.axes(parameter.axes)
     return jax.tree.map(
         lambda leaf, axes: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=fitting_sharding(mesh, axes, leaf.shape)
+            leaf.shape, leaf.dtype, sharding=sharding(mesh, axes, leaf.shape)
         ),
         struct,
         axes,
@@ -139,11 +140,9 @@ def _load(checkpoint: Checkpoint, parameter: Parameter, quantization: str, mesh:
     place = sharding(mesh, parameter.axes) or first
     if not _stacked(parameter):
         return _cast(_read(checkpoint, parameter.checkpoint_name, parameter.shape, place), parameter.dtype)
-    abstract = _abstract(parameter, quantization, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding or first, abstract)
-    stack = jax.tree.map(
-        lambda leaf, place: jnp.zeros(leaf.shape, leaf.dtype, device=place), abstract, places
-    )
+    struct = abstract(parameter, quantization, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding or first, struct)
+    stack = jax.tree.map(lambda leaf, place: jnp.zeros(leaf.shape, leaf.dtype, device=place), struct, places)
     write = _writer(places)
     one = sharding(mesh, parameter.axes[1:]) or first
     for layer, name in enumerate(_names(parameter)):

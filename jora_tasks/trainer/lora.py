@@ -31,10 +31,9 @@ def lora_axes(config: DecoderConfig, lora: LoraConfig) -> dict[str, dict[str, Ax
     """Logical axes of every array of an adapter; the tree of `lora_shapes`."""
     axes: dict[str, dict[str, Axes]] = {}
     for name in lora_targets(config, lora):
-        one = config.projections[name]
-        axes[name] = {"a": ("layers", "rank", one.in_axis), "b": ("layers", "rank", one.out_axis)}
+        axes[name] = {"a": ("layers", "rank", "adapter"), "b": ("layers", "rank", "adapter")}
         if lora.use_dora:
-            axes[name]["m"] = ("layers", one.out_axis)
+            axes[name]["m"] = ("layers", "adapter")
     return axes | {name: {"weight": ("vocab", "embed")} for name in lora.modules_to_save}
 
 
@@ -100,11 +99,10 @@ def init_lora(
             tree[name] = {"weight": base["embed" if tied else "head"].astype(jnp.float32)}
         return tree
 
-    places = jax.tree.map(
-        lambda axes: sharding(mesh, axes),
-        lora_axes(config, lora),
-        is_leaf=lambda leaf: isinstance(leaf, tuple),
-    )
+    places = {
+        name: {part: sharding(mesh, axes, shapes[name][part]) for part, axes in parts.items()}
+        for name, parts in lora_axes(config, lora).items()
+    }
     needed = base if lora.use_dora or lora.modules_to_save else None
     return jax.jit(make, out_shardings=places if mesh is not None else None)(needed)
 

@@ -26,15 +26,21 @@ Axes = tuple[str | None, ...]
 class AxisRules:
     """Mesh axes of each logical axis; an axis that is not split maps to nothing.
 
-    A weight's ``embed`` is split over fsdp (ZeRO-3, arXiv 1910.02054) and gathered where it is used;
-    heads, ff and vocab are split over tensor (Megatron, arXiv 1909.08053). An activation's residual
-    stream is ``stream``: whole on every device that holds its rows.
+    A weight's ``embed`` is split over fsdp and sequence (ZeRO-3, arXiv 1910.02054) and gathered where it is
+    used; heads, ff and vocab are split over tensor (Megatron, arXiv 1909.08053). An adapter and its
+    optimizer state are split over all of these by ``adapter``, their long side.
+
+    A row of tokens is split over ``sequence``; between the products of a layer, where each token stands
+    alone, over tensor as well (``tokens``; arXiv 2205.05198). The features of the residual stream,
+    ``stream``, are whole.
     """
 
     batch: tuple[str, ...] = ("data", "fsdp")
-    sequence: tuple[str, ...] = ()
+    sequence: tuple[str, ...] = ("sequence",)
+    tokens: tuple[str, ...] = ("sequence", "tensor")
     stream: tuple[str, ...] = ()
-    embed: tuple[str, ...] = ("fsdp",)
+    embed: tuple[str, ...] = ("fsdp", "sequence")
+    adapter: tuple[str, ...] = ("tensor", "fsdp", "sequence")
     heads: tuple[str, ...] = ("tensor",)
     kv_heads: tuple[str, ...] = ("tensor",)
     ff: tuple[str, ...] = ("tensor",)
@@ -85,28 +91,36 @@ def check_mesh(config: DecoderConfig, mesh: Mesh | None) -> None:
         ("num_key_value_heads", config.num_key_value_heads, "tensor"),
         ("intermediate_size", config.intermediate_size, "tensor"),
         ("vocab_size", config.vocab_size, "tensor"),
-        ("hidden_size", config.hidden_size, "fsdp"),
+        ("hidden_size", config.hidden_size, "fsdp", "sequence"),
     )
-    for name, size, axis in sizes:
-        if size % mesh.shape[axis]:
+    for name, size, *axes in sizes:
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        if size % parts:
+            split = " x ".join(axis for axis in axes if mesh.shape[axis] > 1)
             raise InputError(
-                f"training.mesh.{axis} {mesh.shape[axis]} does not divide the model's {name} {size}; "
+                f"training.mesh.{split} {parts} does not divide the model's {name} {size}; "
                 f"use a divisor of {size}."
             )
 
 
-def sharding(mesh: Mesh | None, axes: Axes) -> NamedSharding | None:
-    """Where an array of these logical axes lies; None without a mesh."""
-    return None if mesh is None else NamedSharding(mesh, RULES.spec(axes))
+def fits(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> bool:
+    """Whether every dimension splits into equal parts."""
+    parts = [math.prod(mesh.shape[name] for name in getattr(RULES, axis)) if axis else 1 for axis in axes]
+    return all(size % count == 0 for size, count in zip(shape, parts, strict=True))
 
 
-def fitting_sharding(mesh: Mesh | None, axes: Axes, shape: tuple[int, ...]) -> NamedSharding | None:
-    """The same for this shape: a dimension that its mesh axes do not divide stays whole."""
+def sharding(mesh: Mesh | None, axes: Axes, shape: Sequence[int] | None = None) -> NamedSharding | None:
+    """Where an array of these logical axes lies; None without a mesh.
+
+    With ``shape``, a dimension that does not split into equal parts stays whole.
+    """
     if mesh is None:
         return None
-    parts = [math.prod(mesh.shape[name] for name in getattr(RULES, axis)) if axis else 1 for axis in axes]
-    fits = zip(axes, shape, parts, strict=True)
-    return sharding(mesh, tuple(axis if size % part == 0 else None for axis, size, part in fits))
+    if shape is not None:
+        axes = tuple(
+            axis if fits(mesh, (axis,), (size,)) else None for axis, size in zip(axes, shape, strict=True)
+        )
+    return NamedSharding(mesh, RULES.spec(axes))
 
 
 def batch_multiple(mesh: Mesh | None) -> int:
@@ -120,6 +134,9 @@ def length_multiple(mesh: Mesh | None) -> int:
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, axes: Axes) -> jax.Array:
-    """Tell the compiler where an intermediate array lies; nothing without a mesh."""
-    place = sharding(mesh, axes)
+    """Tell the compiler where an intermediate array and its gradient lie; nothing without a mesh.
+
+    A dimension that does not split into equal parts (the one token of a decoding step, say) stays whole.
+    """
+    place = sharding(mesh, axes, x.shape)
     return x if place is None else jax.lax.with_sharding_constraint(x, place)

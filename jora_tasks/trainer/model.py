@@ -5,25 +5,31 @@ The forward pass scans over the stacked layers, so compile time does not grow wi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import INPUTS, OUTPUT, capped
+from jora_tasks.trainer.blockwise import INPUTS, OUTPUT, capped
 from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.embed import embed
 from jora_tasks.trainer.layer import (
+    INPUT,
     STREAM,
     UNNORMED,
     WIDE,
     Block,
     attend_by_layer,
     by_layer,
+    in_chunks,
     layer_tables,
     local_flags,
     rms_norm,
@@ -34,9 +40,32 @@ from jora_tasks.trainer.mesh import batch_multiple, constrain
 from jora_tasks.trainer.parameters import BaseTree
 from jora_tasks.trainer.targets import EMBEDDING, HEAD
 
-# What each remat policy keeps of a layer besides its input. Attention's output is as small as the input
-# and costs most to make again; "none" keeps every product of weights, never norms, rotations or scores.
-KEPT = {"full": (OUTPUT, DORA), "none": (OUTPUT, INPUTS, LOW, DORA, STREAM, WIDE, UNNORMED)}
+# What a remat policy keeps of a layer besides its input. "none" keeps every product of weights, never
+# norms, rotations or scores.
+KEPT = {
+    "full": (DORA,),
+    "attention": (DORA, OUTPUT),
+    "none": (DORA, OUTPUT, INPUTS, LOW, STREAM, WIDE, UNNORMED),
+}
+
+
+def remat_policy(remat: str, long: bool) -> Callable[..., Any]:
+    """What the backward pass finds of a layer; the rest it computes again.
+
+    ``full``: the layer's input. ``attention``: its output too, which is as small and costs most to make
+    again. ``none``: all products of weights. ``offload``: the input, in the host's memory. ``auto``:
+    ``attention``, or ``full`` where rows are ``long``.
+    """
+    if remat == "offload":
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[DORA],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    if remat == "auto":
+        remat = "full" if long else "attention"
+    return jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
 
 
 def embed_tokens(
@@ -44,10 +73,10 @@ def embed_tokens(
 ) -> Array:
     """The first residual stream, [*T, D], by the adapter's embedding or the base's."""
     trained = trained_whole(lora, EMBEDDING)
-    x = base["embed"][tokens] if trained is None else trained[tokens].astype(base["embed"].dtype)
+    x = embed(base["embed"] if trained is None else trained, tokens, mesh).astype(base["embed"].dtype)
     if config.embed_scale != 1.0:
         x = x * jnp.asarray(config.embed_scale, x.dtype)  # rounded to the type, as in training
-    return constrain(x, mesh, ("batch", "sequence", "stream"))
+    return constrain(x, mesh, ("batch", "tokens", "stream"))
 
 
 def hidden_states(
@@ -60,7 +89,7 @@ def hidden_states(
     *,
     positions: Int[Array, "B S"] | None = None,
     dropout_key: jax.Array | None = None,
-    remat: str = "full",
+    remat: str = "auto",
     mesh: Mesh | None = None,
 ) -> Float[Array, "B S D"]:
     """The last layer's normed output at every position.
@@ -75,7 +104,7 @@ def hidden_states(
         Padding then needs no segment of its own, since only later padding attends to it.
       positions: of each token in its example, where a row holds several; None counts from the row's start.
       dropout_key: applies the adapter's dropout, another mask in each layer and projection.
-      remat: ``full`` recomputes each layer in the backward pass, ``none`` keeps its products; see `KEPT`.
+      remat: what the backward pass finds of a layer; see `remat_policy`.
       mesh: of the arrays; None on one device.
     """
     layer = Block(config, lora_config, mesh)
@@ -89,12 +118,13 @@ def hidden_states(
     def step(
         x: Array, slices: tuple[BaseTree, LoraTree | None, jax.Array | None, jax.Array | None]
     ) -> tuple[Array, None]:
+        x = checkpoint_name(x, INPUT)
         weights, adapter, key, local = slices
         mix = partial(attend_by_layer, config, local, segments=segments, mesh=mesh)
         near_or_far = by_layer(config, local, *tables)
         return layer(x, weights, adapter, key, near_or_far, lambda q, k, v: (mix(q, k, v), None))
 
-    policy = jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+    policy = remat_policy(remat, long=in_chunks(tokens.shape[1], mesh))
     step = jax.checkpoint(step, prevent_cse=False, policy=policy)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
     x = embed_tokens(config, base, lora, tokens, mesh)

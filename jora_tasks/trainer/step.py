@@ -19,7 +19,7 @@ from jora_tasks.spec import LoraConfig, TrainConfig
 from jora_tasks.trainer.batches import Batch
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.loss import answer_loss
-from jora_tasks.trainer.mesh import sharding
+from jora_tasks.trainer.mesh import constrain, sharding
 from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
 from jora_tasks.trainer.optimizer import make_optimizer, make_schedule
 from jora_tasks.trainer.targets import HEAD
@@ -53,7 +53,7 @@ def make_loss(
         )
         return answer_loss(
             hidden,
-            head_weight(config, base, lora),
+            constrain(head_weight(config, base, lora), mesh, ("vocab", "stream")),  # gathered once
             micro.positions,
             micro.targets,
             micro.scored,

@@ -12,8 +12,8 @@ from jora_tasks.trainer.mesh import RULES, AxisRules, make_mesh
 
 
 def test_rules_give_partitions():
-    assert RULES.spec(("layers", "heads", "embed")) == PartitionSpec(None, "tensor", "fsdp")
-    assert RULES.spec(("batch", "sequence", None)) == PartitionSpec(("data", "fsdp"), None, None)
+    assert RULES.spec(("layers", "heads", "embed")) == PartitionSpec(None, "tensor", ("fsdp", "sequence"))
+    assert RULES.spec(("batch", "sequence", None)) == PartitionSpec(("data", "fsdp"), "sequence", None)
 
 
 def test_rules_refuse_one_mesh_axis_twice():
@@ -50,6 +50,9 @@ def test_mesh_that_does_not_divide_the_model_is_refused(tiny_model, mesh, change
         {"data": 2},
         {"data": 2, "fsdp": 2, "tensor": 2},
         {"fsdp": 2, "tensor": 4},
+        {"sequence": 4},
+        {"data": 2, "tensor": 2, "sequence": 2},
+        {"fsdp": 2, "sequence": 2, "tensor": 2},
     ],
     ids=str,
 )

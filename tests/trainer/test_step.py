@@ -137,12 +137,13 @@ def test_only_the_adapter_changes_and_all_of_it_does():
         assert (leaf != np.asarray(start)).any(axis=(1, 2)).all(), path
 
 
-def test_remat_changes_memory_not_results():
+@pytest.mark.parametrize("remat", ["full", "none", "offload"])
+def test_remat_changes_memory_not_results(remat):
     model, batch = _model(), _batch(_examples(), 8, 1)
-    full, first = _update(model, TrainConfig(batch_size=8, remat="full"), batch)
-    none, second = _update(model, TrainConfig(batch_size=8, remat="none"), batch)
+    attention, first = _update(model, TrainConfig(batch_size=8, remat="attention"), batch)
+    other, second = _update(model, TrainConfig(batch_size=8, remat=remat), batch)
     assert first["loss"] == pytest.approx(second["loss"], rel=1e-6)
-    _assert_close(full, none, 1e-4)
+    _assert_close(attention, other, 1e-4)
 
 
 def test_dropout_is_drawn_anew_each_update():
@@ -188,7 +189,18 @@ def test_the_optimizer_is_that_of_torch():
         np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-5, atol=2e-6)
 
 
-MESHES = ((2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 1, 2), (1, 2, 2), (1, 1, 4), (2, 2, 2), (8, 1, 1))
+# data, fsdp, tensor, sequence; the rows of a batch are padded to 64 tokens
+MESHES = (
+    (2, 1, 1, 1),
+    (1, 2, 1, 1),
+    (1, 1, 2, 1),
+    (1, 1, 4, 1),
+    (1, 1, 1, 4),
+    (1, 1, 2, 2),
+    (2, 2, 2, 1),
+    (1, 2, 2, 2),
+    (8, 1, 1, 1),
+)
 
 CHILD = """
 import json, sys
@@ -210,8 +222,8 @@ def updates_on_meshes():
     one = _model()
     batch = _batch(_examples(), 8, 1)
     results = {}
-    for shape in ((1, 1, 1), *MESHES):
-        mesh = make_mesh(MeshConfig(data=shape[0], fsdp=shape[1], tensor=shape[2]))
+    for shape in ((1, 1, 1, 1), *MESHES):
+        mesh = make_mesh(MeshConfig(**dict(zip(("data", "fsdp", "tensor", "sequence"), shape, strict=True))))
 
         def place(leaf, axes, mesh=mesh):
             return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, RULES.spec(axes)))
@@ -250,10 +262,12 @@ def on_meshes(tmp_path_factory):
     return json.loads(file.read_text())
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=lambda shape: "data{} fsdp{} tensor{}".format(*shape))
+@pytest.mark.parametrize(
+    "shape", MESHES, ids=lambda shape: "data{} fsdp{} tensor{} sequence{}".format(*shape)
+)
 def test_a_mesh_gives_the_updates_of_one_device(shape, on_meshes):
     losses, adapter = on_meshes[json.dumps(shape)]
-    expected_losses, expected = on_meshes["[1, 1, 1]"]
+    expected_losses, expected = on_meshes["[1, 1, 1, 1]"]
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     assert losses[1] < losses[0]
     for ours, theirs in zip(adapter, expected, strict=True):

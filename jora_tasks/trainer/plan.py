@@ -1,0 +1,309 @@
+"""What a training step takes, compiled for the devices that it is meant for before any is used.
+
+The real step is lowered with shapes in place of arrays and compiled ahead of time: for TPU chips by their
+compiler (the ``libtpu`` package; no chip needed), for virtual CPU devices, or for the devices that are
+here. Compiling happens in a child process, since a target decides how JAX starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec import LoraConfig, ModelConfig, TrainConfig
+
+# Memory of a chip in bytes, from Google Cloud's pages on each TPU version.
+CHIP_MEMORY = {"v4": 32 << 30, "v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30}
+TARGET = re.compile(r"local|cpu:[1-9]\d{0,3}|tpu:(" + "|".join(CHIP_MEMORY) + r"):\d+x\d+(x\d+)?")
+TOTAL_STEPS = 1000  # of the schedule; it changes no shape
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to plan for.
+
+    Attributes:
+      model: a name of `shapes.SHAPES` or a model folder.
+      target: ``tpu:<version>:<topology>`` as tpu:v5e:2x2, ``cpu:<devices>`` or ``local``.
+      sequence_length: tokens in a row.
+      scored_tokens: of them scored; by default a tenth, as an answer behind its contexts.
+    """
+
+    model: str
+    target: str
+    sequence_length: int
+    lora: LoraConfig
+    training: TrainConfig
+    weights: ModelConfig
+    scored_tokens: int | None = None
+
+
+def plan(request: Request) -> dict[str, Any]:
+    """Compile the step in a child process.
+
+    Returns:
+      ``bytes_per_device`` (arguments, temporaries, total), ``arguments_per_device`` (base, adapter,
+      optimizer), ``collectives`` ({kind: {count, bytes}} that a device executes in a step), ``flops`` (of
+      the whole step; 4N, see `flops`), ``compile_seconds``, ``memory_per_device`` (bytes or None) and
+      ``fits`` (None where the memory is not known), beside what was asked.
+
+    Raises:
+      InputError: if the target or model is not known, or the mesh does not fit them.
+      RuntimeError: if the compiler fails for another reason than memory.
+    """
+    from jora_tasks.trainer.shapes import shape_of
+
+    shape_of(request.model)
+    if not TARGET.fullmatch(request.target):
+        raise InputError(
+            f"--target {request.target!r} is not known; use local, cpu:<devices> as in cpu:4, or "
+            f"tpu:<version>:<topology> as in tpu:v5e:2x2, version one of {', '.join(CHIP_MEMORY)}."
+        )
+    done = subprocess.run(
+        [sys.executable, "-m", "jora_tasks.trainer.plan"],
+        input=_to_json(request),
+        env=_environment(request.target),
+        capture_output=True,
+        text=True,
+    )
+    answer = done.stdout.strip().rpartition("\n")[2]
+    result = json.loads(answer) if answer.startswith("{") else {"error": done.stderr.strip()[-800:]}
+    if "input_error" in result:
+        raise InputError(result["input_error"])
+    if "error" in result:
+        raise RuntimeError(f"the compiler for {request.target} failed: {result['error']}")
+    return result
+
+
+def _environment(target: str) -> dict[str, str]:
+    environment = dict(os.environ)
+    if target == "local":
+        return environment
+    environment["JAX_PLATFORMS"] = "cpu"
+    if target.startswith("cpu:"):
+        flags = environment.get("XLA_FLAGS", "")
+        count = target.removeprefix("cpu:")
+        environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+    else:  # a chip's compiler alone: no chip is looked for, and several may compile at once
+        environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        environment.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    return environment
+
+
+def _to_json(request: Request) -> str:
+    sections = {name: getattr(request, name).model_dump(mode="json") for name in _SECTIONS}
+    return json.dumps({**{k: v for k, v in vars(request).items() if k not in _SECTIONS}, **sections})
+
+
+_SECTIONS: dict[str, Any] = {"lora": LoraConfig, "training": TrainConfig, "weights": ModelConfig}
+
+
+def _from_json(text: str) -> Request:
+    data = json.loads(text)
+    sections = {name: kind.model_validate(data.pop(name), strict=False) for name, kind in _SECTIONS.items()}
+    return Request(**data, **sections)
+
+
+def compile_plan(request: Request) -> dict[str, Any]:
+    """As `plan`, in this process, whose JAX must have been started for the target."""
+    import jax
+
+    from jora_tasks.trainer.collectives import collectives
+    from jora_tasks.trainer.flops import step_flops
+    from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh
+    from jora_tasks.trainer.shapes import shape_of
+
+    config, training = shape_of(request.model), request.training
+    devices, memory = _devices(request.target)
+    mesh = make_mesh(training.mesh, devices)
+    check_mesh(config, mesh)
+    if training.batch_size % batch_multiple(mesh):
+        raise InputError(
+            f"--batch-size {training.batch_size} does not split over data x fsdp = {batch_multiple(mesh)} "
+            "devices; make it a multiple."
+        )
+    arguments = abstract_arguments(request, config, mesh)
+    lora, opt_state, base = arguments[:3]
+    facts: dict[str, Any] = {
+        **{key: value for key, value in asdict(request).items() if key not in _SECTIONS},
+        "scored_tokens": _scored(request),
+        "batch_size": training.batch_size,
+        "mesh": dict(mesh.shape),
+        "devices": mesh.size,
+        "device_kind": devices[0].device_kind,
+        "dtype": request.weights.dtype,
+        "quantization": request.weights.quantization,
+        "remat": training.remat,
+        "flops": step_flops(
+            config,
+            request.lora,
+            [request.sequence_length] * training.batch_size * training.gradient_accumulation,
+            _scored(request) * training.batch_size * training.gradient_accumulation,
+        ),
+        "arguments_per_device": {
+            name: _bytes_per_device(tree)
+            for name, tree in (("base", base), ("adapter", lora), ("optimizer", opt_state))
+        },
+        "memory_per_device": memory,
+    }
+    from jora_tasks.trainer.step import make_step
+
+    step = make_step(config, request.lora, training, TOTAL_STEPS, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, (lora, opt_state))
+    lowered = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None)).lower(*arguments)
+    started = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {**facts, "fits": False, "reason": _reason(str(error))}
+    seconds = time.perf_counter() - started
+    analysis: Any = compiled.memory_analysis()
+    total = (
+        analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
+    return {
+        **facts,
+        "bytes_per_device": {
+            "arguments": analysis.argument_size_in_bytes,
+            "temporaries": analysis.temp_size_in_bytes,
+            "total": total,
+        },
+        "host_bytes_per_device": analysis.host_temp_size_in_bytes,
+        "collectives": collectives(compiled.as_text() or ""),
+        "compile_seconds": round(seconds, 1),
+        "fits": None if memory is None else total <= memory,
+    }
+
+
+def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, ...]:
+    """Shapes, types and places of the step's arguments: lora, opt_state, base, batch, number."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from jora_tasks.trainer.batches import Batch
+    from jora_tasks.trainer.load import abstract
+    from jora_tasks.trainer.lora import lora_axes, lora_shapes
+    from jora_tasks.trainer.mesh import sharding
+    from jora_tasks.trainer.parameters import describe, unflatten
+    from jora_tasks.trainer.step import make_optimizer
+
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    base = unflatten(
+        {
+            path: abstract(one, request.weights.quantization, mesh)
+            for path, one in describe(config, request.weights.dtype).items()
+        }
+    )
+    axes = lora_axes(config, request.lora)
+    lora = {
+        name: {
+            part: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding(mesh, axes[name][part], shape))
+            for part, shape in parts.items()
+        }
+        for name, parts in lora_shapes(config, request.lora).items()
+    }
+    opt_state = _place_like(make_optimizer(request.training, TOTAL_STEPS), lora, everywhere)
+    rows = (request.training.gradient_accumulation, request.training.batch_size)
+
+    def row(width: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        place = sharding(mesh, (None, "batch", None))
+        return jax.ShapeDtypeStruct((*rows, width), dtype, sharding=place)
+
+    scored = _scored(request)
+    batch = Batch(
+        tokens=row(request.sequence_length, jnp.int32),
+        positions=row(scored, jnp.int32),
+        targets=row(scored, jnp.int32),
+        scored=row(scored, jnp.bool_),
+    )
+    return lora, opt_state, base, batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+
+
+def _place_like(optimizer: Any, lora: Any, everywhere: Any) -> Any:
+    """The optimizer's state in shapes: moments where the adapter's arrays are, scalars on every device."""
+    import jax
+    import optax
+
+    return optax.tree.map_params(
+        optimizer,
+        lambda leaf, like: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=like.sharding),
+        jax.eval_shape(optimizer.init, lora),
+        lora,
+        transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
+    )
+
+
+def _scored(request: Request) -> int:
+    wanted = request.scored_tokens or max(1, request.sequence_length // 10)
+    return -(-wanted // 8) * 8
+
+
+def _devices(target: str) -> tuple[list[Any], int | None]:
+    """The devices to compile for, and the bytes that each has."""
+    import jax
+
+    if not target.startswith("tpu:"):
+        devices = jax.devices()
+        stats = devices[0].memory_stats() if target == "local" else None
+        return devices, (stats or {}).get("bytes_limit")
+    from jax.experimental import topologies
+
+    _, version, topology = target.split(":")
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{version}:{topology}")
+    except Exception as error:  # the compiler's own kinds differ between its releases
+        if "libtpu" in str(error) and "install" in str(error):
+            raise InputError(f"--target {target} needs the TPU compiler; install jora-tasks[tpu].") from None
+        first = str(error).splitlines()[0]
+        raise InputError(f"--target {target} is not a topology of {version}: {first[:200]}") from None
+    return list(described.devices), CHIP_MEMORY[version]
+
+
+def _bytes_per_device(tree: Any) -> int:
+    import jax
+
+    return sum(
+        int(_size(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dimension in shape:
+        size *= dimension
+    return size
+
+
+def _reason(text: str) -> str:
+    """The compiler's sentence about memory."""
+    found = re.search(r"[^.\n]*(?:Used|Exceeded|exceed|out of memory)[^\n]*", text)
+    return (found[0] if found else text.splitlines()[0]).strip()[:300]
+
+
+def main() -> None:
+    """Child process: request as JSON in, plan as JSON out."""
+    try:
+        result = compile_plan(_from_json(sys.stdin.read()))
+    except InputError as error:
+        result = {"input_error": str(error)}
+    except Exception as error:
+        result = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:800]}"}
+    sys.stdout.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()
