@@ -119,8 +119,7 @@ def _names(parameter: Parameter) -> list[str]:
     return [parameter.checkpoint_name.format(layer) for layer in layers]
 
 
-def abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
-    """Shapes, types and places of the arrays that a parameter is loaded as."""
+def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
     struct = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
     axes: Any = parameter.axes
     if quantization != "none" and len(parameter.shape) == 3:  # a projection of every layer
@@ -140,7 +139,7 @@ def _load(checkpoint: Checkpoint, parameter: Parameter, quantization: str, mesh:
     place = sharding(mesh, parameter.axes) or first
     if not _stacked(parameter):
         return _cast(_read(checkpoint, parameter.checkpoint_name, parameter.shape, place), parameter.dtype)
-    struct = abstract(parameter, quantization, mesh)
+    struct = _abstract(parameter, quantization, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding or first, struct)
     stack = jax.tree.map(lambda leaf, place: jnp.zeros(leaf.shape, leaf.dtype, device=place), struct, places)
     write = _writer(places)

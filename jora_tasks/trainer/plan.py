@@ -194,19 +194,13 @@ def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, .
     from jax.sharding import NamedSharding, PartitionSpec
 
     from jora_tasks.trainer.batches import Batch
-    from jora_tasks.trainer.load import abstract
+    from jora_tasks.trainer.load import abstract_base
     from jora_tasks.trainer.lora import lora_axes, lora_shapes
     from jora_tasks.trainer.mesh import sharding
-    from jora_tasks.trainer.parameters import describe, unflatten
     from jora_tasks.trainer.step import make_optimizer
 
     everywhere = NamedSharding(mesh, PartitionSpec())
-    base = unflatten(
-        {
-            path: abstract(one, request.weights.quantization, mesh)
-            for path, one in describe(config, request.weights.dtype).items()
-        }
-    )
+    base = abstract_base(config, request.weights.dtype, request.weights.quantization, mesh)
     axes = lora_axes(config, request.lora)
     lora = {
         name: {

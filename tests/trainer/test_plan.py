@@ -18,9 +18,9 @@ from jora_tasks.spec import LoraConfig, MeshConfig, ModelConfig, TrainConfig
 from jora_tasks.trainer.collectives import collectives
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.mesh import make_mesh
+from jora_tasks.trainer.optimizer import init_optimizer
 from jora_tasks.trainer.plan import Request, plan
 from jora_tasks.trainer.shapes import SHAPES, shape_of
-from jora_tasks.trainer.step import init_optimizer
 
 
 def request(model, target="cpu:4", mesh=MeshConfig(tensor=2, sequence=2), length=64, **changes):  # noqa: B008
