@@ -336,6 +336,7 @@ def merge(
             f"[bold]{done['base']['name']}[/] with adapter {done['adapter']['name']}, merged in float32, "
             f"stored as {done['dtype']}"
         )
+        _plain(f"  base weights in training: {done['trained_over']}")
         _plain(f"  {done['path']}")
 
 

@@ -185,6 +185,11 @@ def test_a_fresh_dora_changes_nothing_and_is_as_long_as_the_base(tiny_model, tok
     weight = np.asarray(plain.base["layers"]["k_proj"]["weight"], np.float64)
     np.testing.assert_allclose(fresh.lora["k_proj"]["m"], np.linalg.norm(weight, axis=2), rtol=1e-6)
     assert relative(fresh.logits(tokens), plain.logits(tokens)) < 1e-5
+    quantised = load_model(folder, quantization="nf4")
+    fresh = load_model(folder, lora=LoraConfig(r=4, use_dora=True), quantization="nf4")
+    weight = np.asarray(jax.lax.map(lambda w: w.dequantise(), quantised.base["layers"]["k_proj"]["weight"]))
+    np.testing.assert_allclose(fresh.lora["k_proj"]["m"], np.linalg.norm(weight, axis=2), rtol=1e-5)
+    assert relative(fresh.logits(tokens), quantised.logits(tokens)) < 1e-5
     with pytest.raises(ValueError, match="give base"):
         init_lora(plain.config, LoraConfig(use_dora=True), jax.random.key(0))
 
