@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import jax
 import numpy as np
@@ -15,7 +20,7 @@ from safetensors.numpy import save_file
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
-from jora_tasks.spec import parse_spec
+from jora_tasks.spec import dump_spec, parse_spec
 from jora_tasks.stages.train import train_adapter
 
 CONFIG = {
@@ -234,3 +239,28 @@ def test_curves_in_mlflow_go_on_where_an_interrupted_run_left_them(base, registr
     assert [(each.step, each.value) for each in drawn] == [
         (line["step"], line["loss"]) for line in _metrics(artifact)
     ]
+
+
+def test_sigterm_ends_the_command_with_a_code_of_its_own_and_loses_no_update(base, store, tmp_path):
+    spec = _spec(base, epochs=100, checkpoint_every=10_000)
+    prompts = _prompts(store)
+    (tmp_path / "spec.yaml").write_text(dump_spec(spec))
+    told = tmp_path / "progress.jsonl"
+    options = ["--spec", str(tmp_path / "spec.yaml"), "--prompts", prompts.key, "--json"]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "jora_tasks.cli", "train", *options],
+        env={**os.environ, "JORA_HOME": str(store.home), "JORA_PROGRESS": str(told)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while command.poll() is None and not (told.exists() and '"done": 1,' in told.read_text()):
+        time.sleep(0.01)
+    command.send_signal(signal.SIGTERM)
+    _, said = command.communicate()
+    assert command.returncode == 75, said
+    last = said.splitlines()[-1]
+    assert last.startswith("jora: stopped by SIGTERM: saved at update ")
+    steps = []
+    artifact = train_adapter(spec, prompts, store, Progress(lambda event: steps.append(event.done)))
+    assert steps[0] == int(last.split("update ")[1].split()[0]) + 1
+    assert artifact.counts["steps"] == steps[-1] == 300
