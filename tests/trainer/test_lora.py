@@ -110,7 +110,7 @@ def test_start_does_not_depend_on_the_mesh(tiny_model):
     alone, split = (init_lora(config, lora, jax.random.key(3), place) for place in (None, mesh))
     assert set(alone) == set(PROJECTIONS)
     jax.tree.map(np.testing.assert_array_equal, alone, split)
-    assert split["q_proj"]["b"].addressable_shards[0].data.shape == (3, 4, 32)
+    assert split["q_proj"]["b"].addressable_shards[0].data.shape == (3, 4, 16)
 
 
 @pytest.fixture(scope="module")
