@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_file, digest_json
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, Write, digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.spec import LoraConfig, RunSpec
 from jora_tasks.trainer.config import DecoderConfig, read_config
+from jora_tasks.trainer.group import group_of
 from jora_tasks.trainer.targets import as_settings, lora_targets
 
 KIND = "adapter"
@@ -63,44 +65,55 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
             **{name: metrics[name] for name in FIGURES if name in metrics},
         )
 
-    def write(folder: Path) -> Mapping[str, Any]:
+    def train(folder: Path, on_step: Callable[[Mapping[str, Any]], None] | None = None) -> None:
         from jora_tasks.trainer.compile_cache import use_compile_cache
         from jora_tasks.trainer.data import Dataset
-        from jora_tasks.trainer.train import SUMMARY, train_lora
+        from jora_tasks.trainer.train import train_lora
 
         file = prompts.file("prompts.parquet")
         use_compile_cache(store.home)
+        train_lora(
+            base,
+            Dataset.from_prompts(file, split="train"),
+            spec.lora,
+            spec.training,
+            output=folder,
+            work=work,
+            base_name=source.name,
+            dtype=spec.model.dtype,
+            quantization=spec.model.quantization,
+            on_step=on_step,
+            held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
+            profile=store.home / "profiles" / key,
+        )
+
+    def write(folder: Path) -> Mapping[str, Any]:
+        from jora_tasks.trainer.train import SUMMARY
+
         with _tracked(spec, key, store) as track:
 
             def on_step(metrics: Mapping[str, Any]) -> None:
                 report(metrics)
                 track(metrics)
 
-            train_lora(
-                base,
-                Dataset.from_prompts(file, split="train"),
-                spec.lora,
-                spec.training,
-                output=folder,
-                work=work,
-                base_name=source.name,
-                dtype=spec.model.dtype,
-                quantization=spec.model.quantization,
-                on_step=on_step,
-                held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
-                profile=store.home / "profiles" / key,
-            )
+            train(folder, on_step)
         summary: Mapping[str, Any] = json.loads((folder / SUMMARY).read_text())
         return summary
 
-    artifact = store.build(
-        KIND,
-        version=VERSION,
-        settings=settings,
-        inputs=inputs,
-        write=write,
-        provenance={"mesh": spec.training.mesh.model_dump()},
-    )
+    def build(write: Write) -> Artifact:
+        return store.build(
+            KIND,
+            version=VERSION,
+            settings=settings,
+            inputs=inputs,
+            write=write,
+            provenance={"mesh": spec.training.mesh.model_dump()},
+        )
+
+    if group_of(os.environ) is None:
+        artifact = build(write)
+    else:
+        artifact = _build_together(build, write, lambda: train(work / "part"))
     shutil.rmtree(work, ignore_errors=True)
     return artifact
 
@@ -146,6 +159,32 @@ def _tracked(spec: RunSpec, key: str, store: ArtifactStore) -> Iterator[Callable
         curves.close(finished=True)
     else:
         yield lambda metrics: None
+
+
+def _build_together(
+    build: Callable[[Write], Artifact], write: Write, take_part: Callable[[], None]
+) -> Artifact:
+    """The first of several processes builds the artifact; the others take part in the training, if there is
+    one, and find what was built in the home that they share."""
+    from jora_tasks.trainer.distributed import from_first, initialize, is_first
+
+    def announce(folder: Path) -> Mapping[str, Any]:
+        from_first(lambda: "train")
+        return write(folder)
+
+    def refuse(folder: Path) -> Mapping[str, Any]:
+        raise InputError(
+            "The processes of a run must share one JORA_HOME; name a folder that all of them see."
+        )
+
+    initialize()
+    if is_first():
+        if build(announce).reused:
+            from_first(lambda: "reuse")
+    elif from_first(lambda: None) == "train":
+        take_part()
+    from_first(lambda: None)  # it is published now
+    return build(refuse)
 
 
 def _check_splits(prompts: Artifact, evaluated: bool) -> None:

@@ -109,11 +109,16 @@ class WorkFolder:
     def _open_manager(self) -> ocp.CheckpointManager:
         import orbax.checkpoint as ocp
 
+        folder = self.path / CHECKPOINTS
+        folder.mkdir(exist_ok=True)
         return ocp.CheckpointManager(
-            self.path / CHECKPOINTS,
+            folder,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=KEPT,
-                create=True,
+                create=False,
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=0, active_processes={0}, barrier_sync_key_prefix="first"
+                ),  # of several processes the first alone keeps checkpoints: see `shared`
                 cleanup_tmp_directories=True,  # what a kill in the middle of a save left
                 enable_async_checkpointing=True,
             ),

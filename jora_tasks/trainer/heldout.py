@@ -12,6 +12,7 @@ from jora_tasks.spec import TrainConfig
 from jora_tasks.trainer.batches import Batches
 from jora_tasks.trainer.checkpoint import Position
 from jora_tasks.trainer.data import Dataset
+from jora_tasks.trainer.distributed import meet
 from jora_tasks.trainer.memory import fitting
 from jora_tasks.trainer.mesh import length_multiple
 from jora_tasks.trainer.model import LanguageModel
@@ -43,6 +44,7 @@ class HeldOut:
                 batch = place_batch(self._batches.arrays(update), self._model.mesh)
                 if update.length not in self._programs:
                     self._programs[update.length] = compile_loss(self._model, self._training, batch)
+                    meet()
                 sums.append(self._programs[update.length](lora, self._model.base, batch))
         return sums
 

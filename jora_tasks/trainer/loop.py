@@ -23,6 +23,7 @@ from jora_tasks.spec import LoraConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches, Update
 from jora_tasks.trainer.checkpoint import Position, WorkFolder
 from jora_tasks.trainer.data import Example
+from jora_tasks.trainer.distributed import gathered, meet, several
 from jora_tasks.trainer.flops import peak_flops, step_flops
 from jora_tasks.trainer.heldout import HeldOut, evaluated
 from jora_tasks.trainer.memory import check_program, fitting
@@ -30,6 +31,7 @@ from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.optimizer import init_optimizer
 from jora_tasks.trainer.pipeline import Prepared, updates
 from jora_tasks.trainer.profiling import Profile
+from jora_tasks.trainer.shared import SharedWork
 from jora_tasks.trainer.sigterm import StopRequest
 from jora_tasks.trainer.step import Step, compile_step, place_batch
 
@@ -65,7 +67,7 @@ class Loop:
         model: LanguageModel,
         batches: Batches,
         training: TrainConfig,
-        work: WorkFolder,
+        work: WorkFolder | SharedWork,
         stop: StopRequest,
         profile: Profile,
         *,
@@ -76,6 +78,7 @@ class Loop:
         self._stop, self._profile, self._held_out, self._on_step = stop, profile, held_out, on_step
         self._total = training.epochs * batches.per_epoch
         self._copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+        self._whole = gathered(model.mesh)
         self._position = Position(0, 0, 0)
         self._lora = self._copy(model.lora)
         self._opt_state = init_optimizer(model, training, self._total)
@@ -88,6 +91,8 @@ class Loop:
         self._padded_left = self._rows * sum(update.length for update in self._left())
         self._padded_done, self._spent, self._seconds = 0, 0.0, 0.0
         self._mark = 0.0
+        # Several processes must launch their programs in one order, whatever their clocks say.
+        self._long = math.inf if several() else LONG_SECONDS
 
     def run(self) -> LanguageModel:
         """Do the updates that are not done yet.
@@ -116,13 +121,13 @@ class Loop:
     def _run_all(self, ahead: Iterable[Prepared]) -> None:
         waiting: _Dispatched | None = None
         for done, prepared in enumerate(ahead):
-            turn = self._profile.due(done)
-            if waiting and (turn or self._stop.asked or prepared.update.length not in self._programs):
+            turn, stop = self._profile.due(done), self._stop.before(prepared.after.step)
+            if waiting and (turn or stop or prepared.update.length not in self._programs):
                 self._finish(waiting)
                 waiting = None
             if self._enough():
                 return
-            if self._stop.asked:
+            if stop:
                 self._preempt()
             if turn:
                 self._profile.turn()
@@ -130,7 +135,7 @@ class Loop:
             if waiting:
                 self._finish(waiting)
             waiting = dispatched
-            if self._evaluates(prepared.after.step) or self._seconds > LONG_SECONDS:
+            if self._evaluates(prepared.after.step) or self._seconds > self._long:
                 self._finish(waiting)
                 waiting = None
         if waiting:
@@ -144,7 +149,7 @@ class Loop:
                 self._lora, self._opt_state, self._model.base, batch, np.int32(after.step - 1)
             )
             due = after.step % self._training.checkpoint_every == 0 or after.step == self._total
-            state = self._copy((self._lora, self._opt_state)) if due else None
+            state = self._whole((self._lora, self._opt_state)) if due else None
         return _Dispatched(update, epoch, after, measured, state)
 
     def _finish(self, dispatched: _Dispatched) -> None:
@@ -172,7 +177,7 @@ class Loop:
             metrics["eval_loss"] = self._evaluate(self._held_out)
         self._work.record(metrics)
         if dispatched.state is not None:
-            self._work.save(self._position, (*dispatched.state, self._best))
+            self._work.save(self._position, (*dispatched.state, self._whole(self._best)))
         elif self._enough():
             self._save()
         if self._on_step is not None:
@@ -204,7 +209,7 @@ class Loop:
         return 0 < patience <= self._position.stale
 
     def _save(self) -> None:
-        state = (*self._copy((self._lora, self._opt_state)), self._best)
+        state = self._whole((self._lora, self._opt_state, self._best))
         self._work.save(self._position, state)
 
     def _preempt(self) -> None:
@@ -230,6 +235,7 @@ class Loop:
                 program = compile_step(self._model, self._training, self._total, self._opt_state, batch)
             check_program(program, examples, self._training.batch_size)
             self._programs[update.length] = program
+            meet()
             self._mark = time.perf_counter()  # nor is compilation
         return self._programs[update.length]
 

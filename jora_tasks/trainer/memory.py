@@ -38,7 +38,7 @@ def check_program(compiled: Any, examples: Sequence[Example], rows: int) -> None
       InputError: if it cannot run; names the longest of the examples.
     """
     analysis = compiled.memory_analysis()
-    device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].device_set))
+    device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].addressable_devices))
     statistics = device.memory_stats() or {}
     if analysis is None or "bytes_limit" not in statistics:
         return

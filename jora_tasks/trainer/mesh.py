@@ -64,7 +64,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """A mesh with axes data, fsdp, tensor and sequence over the given devices, by default all of them.
 
     Raises:
-      InputError: if the mesh needs more devices than there are.
+      InputError: if the mesh needs more devices than there are, or of several processes' not all.
     """
     available = list(jax.devices() if devices is None else devices)
     shape = tuple(getattr(config, axis) for axis in MESH_AXES)
@@ -74,6 +74,11 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise InputError(
             f"training.mesh: {asked} needs {needed} devices, but {len(available)} "
             f"{available[0].platform} device(s) are there; make it smaller."
+        )
+    if needed < len(available) and jax.process_count() > 1:
+        raise InputError(
+            f"training.mesh takes {needed} devices, but all {len(available)} of the {jax.process_count()} "
+            "processes must take part; make the product of its axes that number."
         )
     return Mesh(np.array(available[:needed]).reshape(shape), MESH_AXES)
 

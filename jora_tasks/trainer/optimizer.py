@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array
 
 from jora_tasks.spec import TrainConfig
 from jora_tasks.trainer.model import LanguageModel
@@ -56,4 +58,11 @@ def init_optimizer(model: LanguageModel, training: TrainConfig, total_steps: int
     if model.mesh is None:
         return state
     everywhere = NamedSharding(model.mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: leaf if leaf.ndim else jax.device_put(leaf, everywhere), state)
+
+    def place(leaf: Array) -> Array:
+        if leaf.ndim:
+            return leaf
+        value = np.asarray(leaf)
+        return jax.make_array_from_callback((), everywhere, lambda index: value[index])
+
+    return jax.tree.map(place, state)

@@ -148,6 +148,13 @@ def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> C
 
 
 def place_batch(batch: Batch, mesh: Mesh | None) -> Batch:
-    """Put the arrays on the devices, rows split over the mesh's data and fsdp axes."""
+    """Put the arrays on the devices, rows split over the mesh's data and fsdp axes.
+
+    Of several processes each has the whole batch and puts the parts of its own devices.
+    """
     place = sharding(mesh, (None, "batch", None))
-    return jax.tree.map(lambda array: jax.device_put(array, place), batch)
+    if place is None or place.is_fully_addressable:
+        return jax.tree.map(lambda array: jax.device_put(array, place), batch)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, place, lambda index: array[index]), batch
+    )

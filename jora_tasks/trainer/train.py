@@ -24,6 +24,7 @@ from jora_tasks.trainer.card import SKIPPED, model_card, summarise
 from jora_tasks.trainer.checkpoint import WorkFolder
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.data import Dataset
+from jora_tasks.trainer.distributed import from_first, gathered, initialize, is_first, meet, several
 from jora_tasks.trainer.export import check_base_name, save_adapter
 from jora_tasks.trainer.fingerprint import fingerprint
 from jora_tasks.trainer.heldout import HeldOut
@@ -35,6 +36,7 @@ from jora_tasks.trainer.metrics import METRICS, read_metrics
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.profiling import Profile
 from jora_tasks.trainer.quantize import base_in_words
+from jora_tasks.trainer.shared import SharedWork, open_work
 from jora_tasks.trainer.sigterm import stop_on_sigterm
 from jora_tasks.trainer.targets import disagreement
 
@@ -90,8 +92,9 @@ def train_lora(
     """
     _check_arguments(model, dataset, lora, training, output, on_step, work)
     _check_options(training, held_out, profile)
+    initialize()
     output = Path(output)
-    check_unused(output)
+    from_first(lambda: check_unused(output))
     if base_name is None:
         base_name = "base" if isinstance(model, LanguageModel) else Path(model).resolve().name
     check_base_name(base_name)
@@ -107,33 +110,53 @@ def train_lora(
         held_out = _readable(held_out, config, training)
     folder = Path(work) if work else output.with_name(f".{output.name}.training")
     with contextlib.ExitStack() as locks:
-        locks.enter_context(sole_use(output, "output"))
-        check_unused(output)  # another trainer may have published between the check and the lock
-        if work:
-            locks.enter_context(sole_use(folder, "work"))
+        from_first(lambda: _hold(locks, output, folder if work else None))
         if not isinstance(model, LanguageModel):
             model = load_model(
                 model, dtype, lora=lora, mesh=mesh, seed=training.seed, quantization=quantization
             )
         model = _with_settings(model, lora)
-        state = WorkFolder(folder, _identity(model, dataset, held_out, lora, training))
+        meet()
+        state = open_work(folder, _identity(model, dataset, held_out, lora, training))
         try:
             trained = _train(model, dataset, held_out, training, state, on_step, profile)
         finally:
             state.close()
-        skipped = "".join(f"{json.dumps(asdict(each))}\n" for each in dataset.skipped)
-        summary = summarise(read_metrics(state.metrics_file), dataset, training)
-        with atomic_folder(output) as temporary:
-            save_adapter(trained, temporary, base_name)
-            card = model_card(base_name, base_in_words(model.base), model.config, lora, training, summary)
-            (temporary / CARD).write_text(card, encoding="utf-8")
-            shutil.copyfile(state.metrics_file, temporary / METRICS)
-            (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
-            if skipped:
-                (temporary / SKIPPED).write_text(skipped)
-        if work is None:
+        trained = replace(trained, lora=gathered(mesh)(trained.lora))
+        from_first(lambda: _publish(trained, dataset, training, output, base_name, state.metrics_file))
+        if work is None and is_first():
             shutil.rmtree(folder)
     return output
+
+
+def _hold(locks: contextlib.ExitStack, output: Path, work: Path | None) -> None:
+    """Keep other trainers away from the folders."""
+    locks.enter_context(sole_use(output, "output"))
+    check_unused(output)  # another trainer may have published between the check and the lock
+    if work is not None:
+        locks.enter_context(sole_use(work, "work"))
+
+
+def _publish(
+    model: LanguageModel,
+    dataset: Dataset,
+    training: TrainConfig,
+    output: Path,
+    base_name: str,
+    metrics: Path,
+) -> None:
+    """Write the trained adapter and what tells of its training."""
+    lora = model.lora_config or LoraConfig()
+    summary = summarise(read_metrics(metrics), dataset, training)
+    card = model_card(base_name, base_in_words(model.base), model.config, lora, training, summary)
+    with atomic_folder(output) as temporary:
+        save_adapter(model, temporary, base_name)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        shutil.copyfile(metrics, temporary / METRICS)
+        (temporary / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
+        if dataset.skipped:
+            lines = (json.dumps(asdict(each)) + "\n" for each in dataset.skipped)
+            (temporary / SKIPPED).write_text("".join(lines))
 
 
 def _with_settings(model: LanguageModel, lora: LoraConfig) -> LanguageModel:
@@ -157,7 +180,7 @@ def _train(
     dataset: Dataset,
     held_out: Dataset | None,
     training: TrainConfig,
-    work: WorkFolder,
+    work: WorkFolder | SharedWork,
     on_step: OnStep | None,
     profile: str | Path | None,
 ) -> LanguageModel:
@@ -172,7 +195,7 @@ def _train(
     )
     evaluation = HeldOut(model, held_out, training) if held_out and training.eval_every else None
     trace = Profile(Path(profile or work.path / "profile"), training.profile_updates)
-    with stop_on_sigterm() as stop:
+    with stop_on_sigterm(model.mesh) as stop:
         loop = Loop(model, batches, training, work, stop, trace, held_out=evaluation, on_step=on_step)
         return loop.run()
 
@@ -221,7 +244,7 @@ def _check_options(training: TrainConfig, held_out: object, profile: object) -> 
 
 
 def _mesh(config: MeshConfig) -> Mesh | None:
-    return None if config == MeshConfig() else make_mesh(config)
+    return None if config == MeshConfig() and not several() else make_mesh(config)
 
 
 def _readable(dataset: Dataset, config: DecoderConfig, training: TrainConfig) -> Dataset:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -141,6 +142,36 @@ def test_the_artifact_holds_the_adapter_and_its_counts(base, store):
     for file in artifact.path.iterdir():
         assert str(base).encode() not in file.read_bytes()
     assert not any((store.home / "work" / "adapter").iterdir())
+
+
+def test_two_processes_make_one_artifact_by_the_same_command(base, store, tmp_path):
+    spec = _spec(base)
+    prompts = _prompts(store)
+    store.set_latest(spec.name, prompts)
+    file = tmp_path / "spec.yaml"
+    file.write_text(dump_spec(spec))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    command = [sys.executable, "-m", "jora_tasks.cli", "train", "--spec", str(file)]
+    command += ["--set", "training.mesh.data=2", "--json"]
+    group = {"JORA_HOME": str(store.home), "JORA_COORDINATOR": address, "JORA_NUM_PROCESSES": "2"}
+    children = [
+        subprocess.Popen(
+            command, env={**os.environ, **group, "JORA_PROCESS_ID": str(number)}, stdout=subprocess.PIPE
+        )
+        for number in range(2)
+    ]
+    outputs = [child.communicate(timeout=300)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    found = [json.loads(output.splitlines()[-1]) for output in outputs]
+    assert found[0]["key"] == found[1]["key"]
+    assert len(list((store.home / "artifacts" / "adapter").iterdir())) == 1
+    artifact = train_adapter(spec, prompts, store, Progress())  # the mesh belongs to no key
+    assert artifact.reused
+    alone = train_adapter(spec, prompts, ArtifactStore(tmp_path / "alone"), Progress())
+    for ours, theirs in zip(_metrics(artifact), _metrics(alone), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
 def test_the_key_is_of_what_changes_the_adapter(base, store):
