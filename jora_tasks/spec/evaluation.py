@@ -1,0 +1,29 @@
+"""Settings of the evaluation and the registry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from jora_tasks.spec.section import LARGEST_SEED, Section
+
+
+class EvaluationConfig(Section):
+    max_questions: Annotated[
+        int, Field(ge=1, description="Most test questions asked; the first ones by id digest.")
+    ] = 1000
+    max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Longest generated answer.")] = 32
+    batch_size: Annotated[int, Field(ge=1, le=1024, description="Questions answered at once.")] = 8
+    bootstrap_samples: Annotated[
+        int, Field(ge=100, le=100000, description="Resamples behind each interval.")
+    ] = 2000
+    confidence: Annotated[float, Field(gt=0.5, lt=1, description="Coverage of the intervals.")] = 0.95
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of the resampling.")] = 0
+
+
+class RegistryConfig(Section):
+    promote: Annotated[
+        bool,
+        Field(description="Make the adapter champion if it beats the base and the current champion."),
+    ] = True

@@ -1,0 +1,132 @@
+"""Specs from YAML files and ``--set key=value``, and back."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec.run import RunSpec
+
+
+def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
+    """Validate nested settings.
+
+    Args:
+      data: nested mapping, as read from YAML.
+      source: what to call the data in an error, usually its file.
+
+    Raises:
+      InputError: naming the first bad field, what is wrong and what it must be.
+    """
+    try:
+        return RunSpec.model_validate(data)
+    except ValidationError as error:
+        raise InputError(_explain(error, source)) from None
+
+
+def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSpec:
+    """Read a YAML spec and apply ``key.subkey=value`` overrides, values parsed as YAML.
+
+    Relative ``documents.path``, ``questions.path`` and ``lora.init_from`` are taken from the spec file's
+    folder, and become absolute.
+
+    Raises:
+      InputError: for a missing or malformed file, an unknown field or a value out of bounds.
+    """
+    data: dict[str, Any] = {}
+    folder = Path.cwd()
+    if path is not None:
+        file = Path(path)
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = (getattr(error, "strerror", None) or "not UTF-8 text").lower()
+            raise InputError(f"--spec {file}: {reason}; give the path of a YAML spec.") from None
+        loaded = _yaml(text, f"--spec {file}")
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError(f"--spec {file} must be a mapping of settings, not a {type(loaded).__name__}.")
+        data = loaded or {}
+        folder = file.resolve().parent
+    for override in overrides:
+        _set(data, override)
+    spec = parse_spec(data, source=str(path or "spec"))
+    return spec.model_copy(
+        update={
+            "documents": spec.documents.model_copy(update={"path": _absolute(folder, spec.documents.path)}),
+            "questions": spec.questions.model_copy(update={"path": _absolute(folder, spec.questions.path)}),
+            "lora": spec.lora.model_copy(update={"init_from": _absolute(folder, spec.lora.init_from)}),
+        }
+    )
+
+
+def dump_spec(spec: RunSpec) -> str:
+    """The spec as YAML that `load_spec` reads back to an equal spec."""
+    return yaml.safe_dump(json.loads(spec.model_dump_json()), sort_keys=False)
+
+
+def _absolute(folder: Path, path: str) -> str:
+    return str((folder / path).resolve()) if path else ""
+
+
+def _set(data: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise InputError(f"--set {override!r} must look like section.field=value, as in training.epochs=2.")
+    *sections, field = key.split(".")
+    for section in sections:
+        data = data.setdefault(section, {})
+        if not isinstance(data, dict):
+            raise InputError(f"--set {override!r}: {section} is a value, not a section of settings.")
+    data[field] = _yaml(value, f"--set {override!r}")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without two surprises: a key given twice, and 1e-4 read as text (YAML 1.1 wants 1.0e-4)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def _yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise InputError(f"{source} is nested too deeply to be settings.") from None
+    # PyYAML lets Python's own errors through for tagged and odd values, such as the date 2020-13-45.
+    except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{source} is not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"]) or "the spec"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: {field} is not a setting; {_siblings(first['loc'])}."
+    if first["type"] == "model_type":
+        return f"{source}: {field} must be a mapping of settings, as in {field}: {{name: value}}."
+    value = first["input"]
+    shown = "" if isinstance(value, dict | BaseModel) else f" (got {reprlib.repr(value)})"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
+
+
+def _siblings(location: tuple[int | str, ...]) -> str:
+    section: Any = RunSpec
+    for part in location[:-1]:
+        section = section.model_fields[part].annotation
+    return f"the settings there are {', '.join(section.model_fields)}"
