@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from retrieval.chunking import Chunk
     from retrieval.index import Hit
 
-VERSION = 1
+VERSION = 2
 CONTEXTS = "contexts.parquet"
 
 
 def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
     """Retrieve ``retrieval.top_k`` chunks for every question.
 
-    The artifact holds ``contexts.parquet``, one row a question, chunks by rank. Its counts hold
+    The artifact holds ``contexts.parquet``, one row a question: its ``contexts`` are ranks 1 to
+    ``retrieval.top_k``, its ``candidates`` the ranks after them up to ``retrieval.candidates``, of which
+    training prompts may take distractors. Its counts hold
     ``questions`` by split, ``recall_at_k`` of the test questions with evidence (and of every split),
     and ``evidence_missing``: how many pieces of evidence the documents no longer have.
 
@@ -58,7 +60,9 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
             lambda done: progress("contexts", done=done, total=len(questions), unit="questions"),
         )
         rows, missing = [], 0
-        for question, hits in zip(questions, opened.search(vectors, spec.retrieval.top_k), strict=True):
+        top_k = spec.retrieval.top_k
+        found = opened.search(vectors, max(top_k, spec.retrieval.candidates))
+        for question, hits in zip(questions, found, strict=True):
             spans = [resolve(evidence, texts) for evidence in question.evidence]
             missing += spans.count(None)
             rows.append(
@@ -69,11 +73,12 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
                     "split": question.split,
                     "group": question.group,
                     "evidence": [vars(span) for span in spans if span],
-                    "contexts": [_context(hit) for hit in hits],
+                    "contexts": [_context(hit) for hit in hits[:top_k]],
+                    "candidates": [_context(hit) for hit in hits[top_k:]],
                 }
             )
         pq.write_table(pa.Table.from_pylist(rows, schema=contexts_schema()), target / CONTEXTS)
-        recall = _recall(rows, opened.chunks, spec.retrieval.top_k)
+        recall = _recall(rows, opened.chunks, top_k)
         return {
             "questions": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
             "with_evidence": sum(bool(row["evidence"]) for row in rows),
@@ -86,7 +91,7 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         "contexts",
         version=VERSION,
         settings={
-            "top_k": spec.retrieval.top_k,
+            **spec.retrieval.model_dump(mode="json"),
             "dev_fraction": spec.questions.dev_fraction,
             "test_fraction": spec.questions.test_fraction,
         },
@@ -119,6 +124,7 @@ def contexts_schema() -> Any:
             ("group", pa.string()),
             ("evidence", pa.list_(pa.struct(span))),
             ("contexts", pa.list_(context)),
+            ("candidates", pa.list_(context)),
         ]
     )
 

@@ -28,6 +28,15 @@ def test_rows_and_ranks(rag):
     assert contexts.counts["questions"] == {"train": 8, "dev": 2, "test": 6}
 
 
+def test_candidates_are_the_ranks_after_the_contexts(rag):
+    whole = rows_of(rag.contexts(retrieval={"top_k": 7, "candidates": 0}))
+    split = rows_of(rag.contexts(retrieval={"top_k": 3, "candidates": 7}))
+    for one, other in zip(whole, split, strict=True):
+        assert one["candidates"] == []
+        assert one["contexts"] == other["contexts"] + other["candidates"]
+        assert [each["rank"] for each in other["candidates"]] == [4, 5, 6, 7]
+
+
 def test_recall_equals_ir_measures(rag):
     contexts = rag.contexts(retrieval={"top_k": 8})
     chunks = read_chunks(rag.index().path)
