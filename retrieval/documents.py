@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jora_tasks.errors import InputError
@@ -26,12 +26,14 @@ class Document:
       source: relative path of the file it is from.
       title: its first heading, its HTML or JSONL title, or the file's name.
       text: NFC-normalised, lines ended by a newline alone.
+      metadata: further facts of it by name, as text.
     """
 
     id: str
     source: str
     title: str
     text: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def normalise(text: str) -> str:
@@ -131,9 +133,9 @@ def _read_rows(file: Path, source: str, raw: str) -> Iterator[tuple[Document, st
         place = f"{file}:{number}"
         if not isinstance(row, dict) or not isinstance(row.get("text"), str):
             raise InputError(f'{place} has no text; write {{"text": "…"}} with, if you like, id and title.')
-        for field in ("id", "title"):
-            if row.get(field) is not None and (not isinstance(row[field], str) or not row[field].strip()):
-                raise InputError(f"{place}: {field} must be text that is not empty, or left out.")
+        for name in ("id", "title"):
+            if row.get(name) is not None and (not isinstance(row[name], str) or not row[name].strip()):
+                raise InputError(f"{place}: {name} must be text that is not empty, or left out.")
         id_ = row.get("id") or f"{source}:{number}"
         yield Document(id_, source, normalise(row.get("title") or id_), normalise(row["text"])), place
 

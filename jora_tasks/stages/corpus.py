@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_bytes, digest_file, digest_json
 from jora_tasks.errors import InputError
@@ -12,15 +12,18 @@ from jora_tasks.progress import Progress
 from jora_tasks.reading import unreadable_refused
 from jora_tasks.spec import RunSpec
 
-VERSION = 1
+if TYPE_CHECKING:
+    from retrieval.documents import Document
+
+VERSION = 2
 DOCUMENTS = "documents.parquet"
 
 
 def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Artifact:
     """Read the documents folder of the spec.
 
-    The artifact holds ``documents.parquet``: document_id, source, title, text and digest, sorted by
-    document_id. Its counts say what changed since the last corpus of this name.
+    The artifact holds ``documents.parquet``: document_id, source, title, text, digest and metadata, sorted
+    by document_id. Its counts say what changed since the last corpus of this name.
 
     Raises:
       InputError: see `retrieval.documents.load_documents`.
@@ -37,18 +40,18 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
         import pyarrow.parquet as pq
 
         documents = load_documents(folder)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "document_id": document.id,
                 "source": document.source,
                 "title": document.title,
                 "text": document.text,
                 "digest": digest_bytes(document.text.encode()),
+                "metadata": list(document.metadata.items()),
             }
             for document in documents
         ]
-        schema = pa.schema([(name, pa.string()) for name in rows[0]])
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), target / DOCUMENTS)
+        pq.write_table(pa.Table.from_pylist(rows, schema=documents_schema()), target / DOCUMENTS)
         progress("corpus", done=len(documents), total=len(documents), unit="documents")
         return {
             "documents": len(documents),
@@ -57,6 +60,29 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
         }
 
     return store.build("corpus", version=VERSION, settings={}, inputs={"documents": source}, write=write)
+
+
+def documents_schema() -> Any:
+    """Columns of ``documents.parquet``."""
+    import pyarrow as pa
+
+    names = ("document_id", "source", "title", "text", "digest")
+    return pa.schema(
+        [*((name, pa.string()) for name in names), ("metadata", pa.map_(pa.string(), pa.string()))]
+    )
+
+
+def read_documents(corpus: Artifact) -> Iterator[Document]:
+    """The documents of a corpus in its order, a few at a time in memory."""
+    import pyarrow.parquet as pq
+
+    from retrieval.documents import Document
+
+    for batch in pq.ParquetFile(corpus.file(DOCUMENTS)).iter_batches(batch_size=64):
+        for row in batch.to_pylist():
+            yield Document(
+                row["document_id"], row["source"], row["title"], row["text"], dict(row["metadata"])
+            )
 
 
 def document_texts(corpus: Artifact) -> dict[str, str]:

@@ -7,7 +7,7 @@ from jora_tasks.artifacts import ArtifactStore, digest_bytes
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
 from jora_tasks.spec import parse_spec
-from jora_tasks.stages.corpus import build_corpus, document_texts
+from jora_tasks.stages.corpus import build_corpus, document_texts, read_documents
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_table(folder, store):
     events = []
     corpus = build(folder, store, events)
     table = pq.read_table(corpus.file("documents.parquet"))
-    assert table.column_names == ["document_id", "source", "title", "text", "digest"]
+    assert table.column_names == ["document_id", "source", "title", "text", "digest", "metadata"]
     rows = table.to_pylist()
     assert [(row["document_id"], row["title"], row["text"]) for row in rows] == [
         ("b.md", "Title", "# Title\n\ntext"),
@@ -42,6 +42,10 @@ def test_table(folder, store):
     ]
     assert all(row["digest"] == digest_bytes(row["text"].encode()) for row in rows)
     assert document_texts(corpus) == {row["document_id"]: row["text"] for row in rows}
+    assert [(document.id, document.metadata) for document in read_documents(corpus)] == [
+        ("b.md", {}),
+        ("sub/a.txt", {}),
+    ]
     assert corpus.counts["documents"] == 2
     assert (events[-1].stage, events[-1].done, events[-1].total) == ("corpus", 2, 2)
 
