@@ -1,11 +1,10 @@
-"""Questions with known answers, from JSONL or Alpaca JSON, split so that no fact is in two splits."""
+"""Questions with known answers, from JSONL or Alpaca JSON."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ class Question:
       split: train, dev or test; empty until assigned.
       group: questions of one group are never in different splits.
       evidence: where the answer stands, if known.
+      place: file and line, for errors.
     """
 
     id: str
@@ -35,24 +35,25 @@ class Question:
     split: str
     group: str
     evidence: tuple[Evidence, ...] = ()
+    place: str = field(default="", compare=False)
 
 
-def load_questions(path: Path, dev_fraction: float, test_fraction: float) -> list[Question]:
-    """Read questions and give each a split, in the file's order.
+def read_questions(path: Path, group_field: str = "group") -> list[Question]:
+    """Read questions, in the file's order; `retrieval.splits` gives splits to those that name none.
 
-    A group goes to the split that one of its rows names, and otherwise by a hash of its name: to
-    test with probability ``test_fraction``, to dev with ``dev_fraction``, else to train. So a
-    question keeps its split when others come and go.
+    Args:
+      path: JSONL, or a JSON list.
+      group_field: the field of a row that holds its group.
 
     Raises:
-      InputError: for a missing, empty or malformed file, a question without answer, an id given
-        twice, or a group in two splits; the file and line are named.
+      InputError: for a missing, empty or malformed file, a question without answer, or an id given
+        twice; the file and line are named.
     """
     found: list[Question] = []
     places: dict[str, str] = {}
     text = normalise(read_text(path, f"questions.path {path}"))
     for row, place in parse_rows(text, path):
-        question = _question(row, place)
+        question = _question(row, place, group_field)
         if question.id in places:
             raise InputError(
                 f"{place} has the id {question.id!r} of {places[question.id]}, or repeats its question and "
@@ -62,54 +63,10 @@ def load_questions(path: Path, dev_fraction: float, test_fraction: float) -> lis
         found.append(question)
     if not found:
         raise InputError(f"questions.path {path} holds no question; give at least one with its answer.")
-    named = _named_splits(found, places)
-    return [
-        replace(
-            question,
-            split=named.get(question.group) or assign_split(question.group, dev_fraction, test_fraction),
-        )
-        for question in found
-    ]
+    return found
 
 
-def check_splits(questions: Iterable[Question], path: Path) -> None:
-    """Refuse questions that nothing can be learned from, or measured on.
-
-    Raises:
-      InputError: without a question of train, or of test.
-    """
-    splits = {question.split for question in questions}
-    for split, remedy in (
-        ("train", "lower questions.dev_fraction and questions.test_fraction"),
-        ("test", "raise questions.test_fraction"),
-    ):
-        if split not in splits:
-            raise InputError(
-                f'questions.path {path} has no {split} question; give rows "split": "{split}" or, where no '
-                f"row names a split, {remedy} or give questions of more groups."
-            )
-
-
-def assign_split(group: str, dev_fraction: float, test_fraction: float) -> str:
-    """The split of a group, decided by its name alone."""
-    draw = int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
-    if draw < test_fraction:
-        return "test"
-    return "dev" if draw < test_fraction + dev_fraction else "train"
-
-
-def _named_splits(questions: Iterable[Question], places: dict[str, str]) -> dict[str, str]:
-    named: dict[str, str] = {}
-    for question in questions:
-        if question.split and named.setdefault(question.group, question.split) != question.split:
-            raise InputError(
-                f"{places[question.id]}: group {question.group!r} is in {named[question.group]} and in "
-                f"{question.split}; put all questions of a group in one split."
-            )
-    return named
-
-
-def _question(row: Any, place: str) -> Question:
+def _question(row: Any, place: str, group_field: str) -> Question:
     if not isinstance(row, dict):
         raise InputError(f"{place} must be a JSON object with question and answers.")
     if "instruction" in row:
@@ -134,8 +91,8 @@ def _question(row: Any, place: str) -> Question:
         raise InputError(f"{place}: split {split!r} must be train, dev or test, or left out.")
     content = json.dumps([text, *listed], ensure_ascii=False)
     id_ = _optional_text(row, "id", place) or hashlib.sha256(content.encode()).hexdigest()[:16]
-    group = _optional_text(row, "group", place) or id_
-    return Question(id_, text, tuple(listed), split, group, _evidence(row.get("evidence"), place))
+    group = _optional_text(row, group_field, place) or id_
+    return Question(id_, text, tuple(listed), split, group, _evidence(row.get("evidence"), place), place)
 
 
 def _optional_text(row: dict[str, Any], field: str, place: str) -> str:

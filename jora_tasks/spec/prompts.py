@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,32 @@ class QuestionsConfig(Section):
     test_fraction: Annotated[
         float, Field(ge=0, le=0.5, description="Share held out for evaluation; used where no split is given.")
     ] = 0.2
+    split_by: Annotated[
+        Literal["group", "document"],
+        Field(
+            description="What is never in two splits: the rows of a group, or also the questions whose "
+            "evidence shares a document."
+        ),
+    ] = "group"
+    group_field: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=100,
+            description="Field of a row that names its group; a row without it is a group by itself.",
+        ),
+    ] = "group"
+    missing_evidence: Annotated[
+        Literal["keep", "drop", "error"],
+        Field(
+            description="A question with evidence that the documents no longer hold: keep it without that "
+            "evidence, leave it out, or stop. Either way it is counted and listed in missing_evidence.jsonl."
+        ),
+    ] = "keep"
+
+    def making(self) -> dict[str, Any]:
+        """The settings that decide what is made, as JSON: the file counts by its content, not its place."""
+        return self.model_dump(mode="json", exclude={"path"})
 
 
 class PromptsConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,10 @@ from jora_tasks.stages.index import find_embedder
 if TYPE_CHECKING:
     from retrieval.chunking import Chunk
     from retrieval.index import Hit
+    from retrieval.labels import Missing
 
 VERSION = 2
-CONTEXTS = "contexts.parquet"
+CONTEXTS, MISSING = "contexts.parquet", "missing_evidence.jsonl"
 
 
 def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
@@ -27,19 +29,27 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
     ``retrieval.top_k``, its ``candidates`` the ranks after them up to ``retrieval.candidates``, of which
     training prompts may take distractors. Its counts hold
     ``questions`` by split, ``recall_at_k`` of the test questions with evidence (and of every split),
-    and ``evidence_missing``: how many pieces of evidence the documents no longer have.
+    and ``evidence_missing``: how many pieces of evidence the documents no longer have;
+    ``missing_evidence.jsonl`` lists them.
 
     Raises:
-      InputError: for a malformed questions file, one without train or test questions, or an index
-        that another embedder built.
+      InputError: for a malformed questions file, one without train or test questions, an index
+        that another embedder built, or by option evidence that the documents no longer have.
     """
     from retrieval.index import check_embedder
-    from retrieval.questions import SPLITS, check_splits, load_questions
+    from retrieval.questions import SPLITS, read_questions
+    from retrieval.splits import check_splits, split_questions
 
     folder, embedder_source = find_embedder(spec, store)
     check_embedder(index.path, embedder_source.name, embedder_source.digest)
     path = Path(spec.questions.path)
-    questions = load_questions(path, spec.questions.dev_fraction, spec.questions.test_fraction)
+    settings = spec.questions
+    questions = split_questions(
+        read_questions(path, settings.group_field),
+        settings.dev_fraction,
+        settings.test_fraction,
+        settings.split_by,
+    )
     check_splits(questions, path)
     source = Source("questions", path.name, digest_file(path))
 
@@ -48,23 +58,23 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         import pyarrow.parquet as pq
 
         from retrieval.embedding import Embedder
-        from retrieval.evidence import resolve
         from retrieval.index import Index
+        from retrieval.labels import with_evidence
 
         opened = Index(index.path)
         embedder = Embedder(folder, embedder_source.name, embedder_source.digest)
         texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
+        asked, missing = with_evidence(questions, texts, settings.missing_evidence)
+        write_missing(missing, target)
         vectors = embedder.embed_questions(
-            [question.question for question in questions],
+            [question.question for question, _ in asked],
             spec.index.batch_size,
-            lambda done: progress("contexts", done=done, total=len(questions), unit="questions"),
+            lambda done: progress("contexts", done=done, total=len(asked), unit="questions"),
         )
-        rows, missing = [], 0
+        rows = []
         top_k = spec.retrieval.top_k
         found = opened.search(vectors, max(top_k, spec.retrieval.candidates))
-        for question, hits in zip(questions, found, strict=True):
-            spans = [resolve(evidence, texts) for evidence in question.evidence]
-            missing += spans.count(None)
+        for (question, spans), hits in zip(asked, found, strict=True):
             rows.append(
                 {
                     "question_id": question.id,
@@ -72,7 +82,7 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
                     "answers": list(question.answers),
                     "split": question.split,
                     "group": question.group,
-                    "evidence": [vars(span) for span in spans if span],
+                    "evidence": [vars(span) for span in spans],
                     "contexts": [_context(hit) for hit in hits[:top_k]],
                     "candidates": [_context(hit) for hit in hits[top_k:]],
                 }
@@ -82,7 +92,7 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         return {
             "questions": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
             "with_evidence": sum(bool(row["evidence"]) for row in rows),
-            "evidence_missing": missing,
+            "evidence_missing": len(missing),
             "recall_at_k": recall["test"],
             "recall_at_k_by_split": recall,
         }
@@ -92,12 +102,19 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         version=VERSION,
         settings={
             **spec.retrieval.model_dump(mode="json"),
-            "dev_fraction": spec.questions.dev_fraction,
-            "test_fraction": spec.questions.test_fraction,
+            **settings.making(),
         },
         inputs={"index": index, "questions": source},
         write=write,
     )
+
+
+def write_missing(missing: list[Missing], folder: Path) -> None:
+    """List evidence that is gone in ``missing_evidence.jsonl``, a row each; no file where there is none."""
+    if missing:
+        rows = [{"question_id": each.question_id, **vars(each.evidence)} for each in missing]
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (folder / MISSING).write_text(lines, encoding="utf-8")
 
 
 def contexts_schema() -> Any:

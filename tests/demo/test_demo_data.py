@@ -16,7 +16,7 @@ from jora_tasks.demo.questions import PHRASINGS
 from retrieval.chunking import sections
 from retrieval.documents import load_documents
 from retrieval.evidence import resolve
-from retrieval.questions import load_questions
+from retrieval.questions import read_questions
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def demo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def questions(demo):
-    return load_questions(demo[0] / "questions.jsonl", 0, 0)
+    return read_questions(demo[0] / "questions.jsonl")
 
 
 @pytest.fixture(scope="module")
@@ -158,9 +158,7 @@ def test_spec_points_at_the_files(demo):
     spec = demo_spec(demo[0])
     assert spec.name == "demo"
     assert len(json.loads(spec.model_dump_json())) == len(type(spec).model_fields)
-    assert load_questions(
-        demo[0] / "questions.jsonl", spec.questions.dev_fraction, spec.questions.test_fraction
-    )
+    assert spec.questions.path == str(demo[0] / "questions.jsonl")
     assert spec.documents.path == str(demo[0] / "documents")
 
 

@@ -1,11 +1,10 @@
 import json
-from collections import Counter
 
 import pytest
 
 from jora_tasks.errors import InputError
 from retrieval.evidence import Evidence
-from retrieval.questions import assign_split, check_splits, load_questions
+from retrieval.questions import read_questions
 
 
 def write(tmp_path, *rows):
@@ -14,8 +13,8 @@ def write(tmp_path, *rows):
     return path
 
 
-def load(path, dev=0.1, test=0.2):
-    return load_questions(path, dev, test)
+def load(path):
+    return read_questions(path)
 
 
 def test_jsonl_with_everything(tmp_path):
@@ -40,32 +39,6 @@ def test_alpaca_json(tmp_path):
         )
     )
     assert [(q.question, q.answers) for q in load(path)] == [("Add.\n\n1 2", ("3",)), ("Hi", ("Ho",))]
-
-
-def test_rows_of_a_group_are_never_split(tmp_path):
-    rows = [{"question": f"{g} {i}", "answer": "x", "group": f"g{g}"} for i in range(3) for g in range(200)]
-    questions = load(write(tmp_path, *rows))
-    groups = {}
-    for question in questions:
-        groups.setdefault(question.group, set()).add(question.split)
-    assert all(len(splits) == 1 for splits in groups.values())
-    counts = Counter(split for (split,) in groups.values())
-    assert 25 <= counts["test"] <= 55
-    assert 8 <= counts["dev"] <= 35
-
-
-def test_split_does_not_depend_on_other_rows_and_follows_the_fractions():
-    assert assign_split("g", 0, 0) == "train"
-    assert assign_split("g", 0, 0.999999) == "test"
-    before = {f"g{i}": assign_split(f"g{i}", 0.1, 0.2) for i in range(100)}
-    after = {group: assign_split(group, 0.1, 0.3) for group in before}
-    assert all(after[group] == "test" for group, split in before.items() if split == "test")
-
-
-def test_a_row_without_split_follows_its_group(tmp_path):
-    rows = [{"question": "a", "answer": "x", "group": "g", "split": "test"}]
-    rows.append({"question": "b", "answer": "x", "group": "g"})
-    assert [q.split for q in load(write(tmp_path, *rows), 0, 0)] == ["test", "test"]
 
 
 GOOD = {"question": "q", "answer": "a"}
@@ -122,17 +95,7 @@ def test_bad_files_are_refused(tmp_path):
         load(tmp_path / "latin.jsonl")
 
 
-def test_a_group_in_two_splits_is_refused(tmp_path):
-    rows = [{"question": s, "answer": "x", "group": "g", "split": s} for s in ("train", "test")]
-    with pytest.raises(InputError, match=r"jsonl:2: group 'g' is in train and in test"):
-        load(write(tmp_path, *rows))
-
-
-@pytest.mark.parametrize(
-    ("only", "message"),
-    [("train", r"has no test question; .*raise questions\.test_fraction"), ("test", "has no train question")],
-)
-def test_questions_of_one_split_alone_are_refused(tmp_path, only, message):
-    path = write(tmp_path, {**GOOD, "split": only})
-    with pytest.raises(InputError, match=message):
-        check_splits(load(path), path)
+def test_the_group_is_in_a_field_of_choice(tmp_path):
+    path = write(tmp_path, {**GOOD, "group": "g", "topic": 3}, {"id": "x", "question": "r", "answer": "a"})
+    assert [question.group for question in read_questions(path, "topic")] == ["3", "x"]
+    assert [question.place for question in read_questions(path)] == [f"{path}:1", f"{path}:2"]

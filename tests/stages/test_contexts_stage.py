@@ -109,3 +109,31 @@ def test_questions_of_one_split_alone_are_refused(rag, only):
     with pytest.raises(InputError, match=r"questions\.path .* has no (train|test) question"):
         retrieve_contexts(rag.spec(), index, rag.store, rag.progress)
     assert rag.left("contexts") == []
+
+
+def test_evidence_that_is_gone_is_counted_and_listed_or_by_option_left_out_or_refused(rag):
+    gone = {"document_id": "guide.md", "text": "## no such option"}
+    rag.questions[0]["evidence"].append(gone)
+    kept = rag.contexts()
+    assert kept.counts["evidence_missing"] == 1
+    listed = [json.loads(line) for line in kept.file("missing_evidence.jsonl").read_text().splitlines()]
+    assert listed == [{"question_id": "red_limit", **gone, "start": None, "end": None}]
+    assert rows_of(kept)[0]["evidence"]
+    left = rag.contexts(questions={"missing_evidence": "drop"})
+    assert [row["question_id"] for row in rows_of(left)] == [each["id"] for each in rag.questions[1:]]
+    before = rag.left("contexts")
+    with pytest.raises(InputError, match=r"jsonl:1: its evidence is no longer in guide\.md"):
+        rag.contexts(questions={"missing_evidence": "error"})
+    assert rag.left("contexts") == before
+
+
+def test_questions_by_document_and_by_a_field_of_choice(rag):
+    for row in rag.questions:
+        row["topic"] = row["split"]
+        del row["split"]
+    rag.questions[0]["split"] = "test"
+    by_topic = rows_of(rag.contexts(questions={"group_field": "topic", "test_fraction": 0.5}))
+    assert {row["group"] for row in by_topic} == {"train", "dev", "test"}
+    rag.questions[0].pop("split")
+    with pytest.raises(InputError, match="has no"):  # all have their evidence in one document
+        rag.contexts(questions={"split_by": "document"})
