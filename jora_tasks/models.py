@@ -51,6 +51,11 @@ def embedder_folder(name: str, home: Path) -> Path:
     return _folder_or_hub(name, home, field="index.embedder")
 
 
+def reranker_folder(name: str, home: Path) -> Path:
+    """The folder of a cross-encoder: a folder or a hub id; as `base_model_folder`."""
+    return _folder_or_hub(name, home, field="retrieval.reranker")
+
+
 def model_source(folder: Path, name: str) -> Source:
     """A model as an input of a stage: its name without a local path, and its files' digest."""
     origin = folder / DEQUANTISED
@@ -123,9 +128,10 @@ def _folder_or_hub(name: str, home: Path, field: str) -> Path:
             raise InputError(f"{field}: {folder} has no config.json; give a Hugging Face model folder.")
         return folder.resolve()
     if not HUB_ID.fullmatch(name):
+        known = {"model.base": DEFAULT_BASE_MODEL, "index.embedder": DEFAULT_EMBEDDER}.get(field)
         raise InputError(
             f"{field}: {name!r} is neither a folder nor a hub id; give a Hugging Face folder, an id as "
-            f"in org/model, or one of {DEFAULT_BASE_MODEL} (base) and {DEFAULT_EMBEDDER} (embedder)."
+            f"in org/model{f', or {known}' if known else ''}."
         )
     return _from_hub(name, home, field)
 

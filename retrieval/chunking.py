@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from retrieval.documents import Document
@@ -31,6 +31,7 @@ class Chunk:
       start, end: characters of the document's text; ``text == document.text[start:end]``.
       heading: the document's title and the headings above, joined by `` › ``.
       n_tokens: tokens of the text, without the embedder's start and end tokens.
+      metadata: the document's.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Chunk:
     heading: str
     text: str
     n_tokens: int
+    metadata: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 def chunk_document(document: Document, offsets: Offsets, chunk_tokens: int, overlap: int = 0) -> list[Chunk]:

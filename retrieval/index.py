@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,6 @@ from retrieval.chunking import Chunk
 from retrieval.embedding import EmbedderIdentity, check_vectors
 
 CHUNKS, VECTORS, EMBEDDER = "chunks.parquet", "index.faiss", "embedder.json"
-
-
-@dataclass(frozen=True)
-class Hit:
-    """A chunk found for a question; ``rank`` counts from 1, ``score`` is the cosine."""
-
-    chunk: Chunk
-    rank: int
-    score: float
 
 
 def write_index(
@@ -101,17 +92,28 @@ class Index:
                 "build it again with `jora index`."
             )
 
-    def search(self, vectors: np.ndarray, k: int) -> list[list[Hit]]:
-        """The k best chunks for each row, best first; all chunks where there are fewer than k.
+    def search(
+        self, vectors: np.ndarray, k: int, allowed: np.ndarray | None = None
+    ) -> list[list[tuple[int, float]]]:
+        """The rows of the k best chunks with their cosines, best first, for each vector.
 
         Args:
           vectors: float32 [N, D], normalised.
+          k: how many; all there are where they are fewer.
+          allowed: bool [chunks], which may be found; all by default.
         """
-        scores, rows = self._index.search(np.ascontiguousarray(vectors, dtype=np.float32), k)
+        import faiss
+
+        parameters = None
+        if allowed is not None:
+            chosen = faiss.IDSelectorBatch(np.flatnonzero(allowed))
+            parameters = faiss.SearchParameters(sel=chosen)  # type: ignore[call-arg]
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        scores, rows = self._index.search(queries, min(k, len(self.chunks)), params=parameters)
         return [
             [
-                Hit(self.chunks[row], rank, float(score))
-                for rank, (row, score) in enumerate(zip(each_rows, each_scores, strict=True), start=1)
+                (int(row), float(score))
+                for row, score in zip(each_rows, each_scores, strict=True)
                 if row >= 0  # faiss fills up with -1
             ]
             for each_rows, each_scores in zip(rows, scores, strict=True)

@@ -56,6 +56,7 @@ _RULES = (
     "maxLength",
     "pattern",
     "items",
+    "additionalProperties",
 )
 
 

@@ -9,7 +9,7 @@ from jora_tasks.spec.documents import DEFAULT_EMBEDDER, DocumentsConfig, IndexCo
 from jora_tasks.spec.evaluation import EvaluationConfig, RegistryConfig
 from jora_tasks.spec.files import dump_spec, load_spec, parse_spec
 from jora_tasks.spec.prompts import PromptsConfig, QuestionsConfig
-from jora_tasks.spec.retrieval import RetrievalConfig
+from jora_tasks.spec.retrieval import AUTO_MODE, RetrievalConfig
 from jora_tasks.spec.run import RunSpec
 from jora_tasks.spec.training import (
     ALL_LINEAR,
@@ -25,6 +25,7 @@ from jora_tasks.spec.training import (
 
 __all__ = [
     "ALL_LINEAR",
+    "AUTO_MODE",
     "DEFAULT_BASE_MODEL",
     "DEFAULT_EMBEDDER",
     "FUSED_PROJECTIONS",

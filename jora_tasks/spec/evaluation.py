@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -20,6 +20,10 @@ class EvaluationConfig(Section):
     ] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="Coverage of the intervals.")] = 0.95
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of the resampling.")] = 0
+
+    def resampling(self) -> dict[str, Any]:
+        """The settings that decide an interval."""
+        return self.model_dump(mode="json", include={"bootstrap_samples", "confidence", "seed"})
 
 
 class RegistryConfig(Section):

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from jora_tasks.spec.section import Section
 
+AUTO_MODE: Literal["auto"] = "auto"
+
 
 class RetrievalConfig(Section):
+    mode: Annotated[
+        Literal["auto", "dense", "lexical", "hybrid"],
+        Field(
+            description="Search by vectors (dense), by words (lexical: BM25), by both (hybrid), or by what "
+            "finds more of the evidence of the dev questions (auto: dense unless another is surely better)."
+        ),
+    ] = AUTO_MODE
+    dense_weight: Annotated[
+        float,
+        Field(gt=0, lt=1, description="Say of the vectors where mode is hybrid; the rest is the words'."),
+    ] = 0.5
     top_k: Annotated[int, Field(ge=1, le=100, description="Chunks retrieved for each question.")] = 4
     candidates: Annotated[
         int,
@@ -19,3 +32,44 @@ class RetrievalConfig(Section):
             description="Ranks kept for each question, beyond top_k for distractors of training prompts.",
         ),
     ] = 20
+    reranker: Annotated[
+        str,
+        Field(
+            max_length=4000,
+            pattern=r"^[^\x00]*$",
+            description="Folder or hub id of a cross-encoder that puts what was found into a new order; "
+            "empty for none.",
+        ),
+    ] = ""
+    near_duplicates: Annotated[
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="A chunk that shares this part of its runs of five words with a better one is left "
+            "out; 0 leaves none out.",
+        ),
+    ] = 0.9
+    filters: Annotated[
+        dict[str, str | tuple[str, ...]],
+        Field(description="Search only documents whose metadata has this value, or one of these, by key."),
+    ] = {}  # noqa: RUF012 (pydantic copies it)
+
+    def making(self) -> dict[str, Any]:
+        """The settings that decide what is found, as JSON; the reranker counts by its files."""
+        return self.model_dump(mode="json", exclude={"reranker"})
+
+    @field_validator("filters", mode="before")
+    @classmethod
+    def _as_tuples(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+
+    @field_validator("filters")
+    @classmethod
+    def _some_value(cls, value: dict[str, str | tuple[str, ...]]) -> dict[str, str | tuple[str, ...]]:
+        for key, each in value.items():
+            if each == ():
+                raise ValueError(f"{key} has no value; give one or leave the key out")
+        return value

@@ -3,45 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
 from jora_tasks.progress import Progress
-from jora_tasks.spec import RunSpec
+from jora_tasks.spec import AUTO_MODE, RunSpec
 from jora_tasks.stages.corpus import document_texts
-from jora_tasks.stages.index import find_embedder
+from jora_tasks.stages.searching import Asked, find_models, find_weight, open_searcher
 
 if TYPE_CHECKING:
-    from retrieval.chunking import Chunk
-    from retrieval.index import Hit
     from retrieval.labels import Missing
+    from retrieval.search import Found, Ranking
 
-VERSION = 2
+VERSION = 3
 CONTEXTS, MISSING = "contexts.parquet", "missing_evidence.jsonl"
 
 
 def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
-    """Retrieve ``retrieval.top_k`` chunks for every question.
+    """Search the index for every question, as ``retrieval`` says.
 
     The artifact holds ``contexts.parquet``, one row a question: its ``contexts`` are ranks 1 to
     ``retrieval.top_k``, its ``candidates`` the ranks after them up to ``retrieval.candidates``, of which
-    training prompts may take distractors. Its counts hold
-    ``questions`` by split, ``recall_at_k`` of the test questions with evidence (and of every split),
-    and ``evidence_missing``: how many pieces of evidence the documents no longer have;
-    ``missing_evidence.jsonl`` lists them.
+    training prompts may take distractors; ``measures`` are those of its contexts, null where it has no
+    evidence. Its counts hold
+
+    - ``questions`` by split, ``with_evidence``, and ``evidence_missing``: how many pieces of evidence the
+      documents no longer have; ``missing_evidence.jsonl`` lists them;
+    - ``measures``, their means by split, and ``recall_at_k`` of the test questions by k;
+    - ``retriever``: mode, weight of dense search and why, see `jora_tasks.evaluation.retriever_choice`;
+    - ``near_duplicates`` left out, questions ``without_result``, ``distinct_rankings``, and a ``warning`` if
+      there is just one of these.
 
     Raises:
       InputError: for a malformed questions file, one without train or test questions, an index
-        that another embedder built, or by option evidence that the documents no longer have.
+        that another embedder built, filters that no chunk passes, or by option evidence that the
+        documents no longer have.
     """
-    from retrieval.index import check_embedder
-    from retrieval.questions import SPLITS, read_questions
+    from retrieval.questions import read_questions
     from retrieval.splits import check_splits, split_questions
 
-    folder, embedder_source = find_embedder(spec, store)
-    check_embedder(index.path, embedder_source.name, embedder_source.digest)
+    models = find_models(spec, index, store)
     path = Path(spec.questions.path)
     settings = spec.questions
     questions = split_questions(
@@ -57,54 +60,48 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from retrieval.embedding import Embedder
-        from retrieval.index import Index
+        from retrieval.evidence import by_document, relevant_chunks
         from retrieval.labels import with_evidence
+        from retrieval.search import mode_of
 
-        opened = Index(index.path)
-        embedder = Embedder(folder, embedder_source.name, embedder_source.digest)
+        searcher = open_searcher(spec, index, models)
+        chunks_of = by_document(searcher.index.chunks)
         texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
-        asked, missing = with_evidence(questions, texts, settings.missing_evidence)
+        labelled, missing = with_evidence(questions, texts, settings.missing_evidence)
         write_missing(missing, target)
-        vectors = embedder.embed_questions(
-            [question.question for question, _ in asked],
-            spec.index.batch_size,
+        asked = [
+            Asked(question, spans, [chunk.id for chunk in relevant_chunks(spans, chunks_of)])
+            for question, spans in labelled
+        ]
+        weight, why = find_weight(spec.retrieval, spec.evaluation, searcher, asked)
+        pools = searcher.pools(
+            [each.question.question for each in asked],
+            [weight],
             lambda done: progress("contexts", done=done, total=len(asked), unit="questions"),
         )
-        rows = []
-        top_k = spec.retrieval.top_k
-        found = opened.search(vectors, max(top_k, spec.retrieval.candidates))
-        for (question, spans), hits in zip(asked, found, strict=True):
-            rows.append(
-                {
-                    "question_id": question.id,
-                    "question": question.question,
-                    "answers": list(question.answers),
-                    "split": question.split,
-                    "group": question.group,
-                    "evidence": [vars(span) for span in spans],
-                    "contexts": [_context(hit) for hit in hits[:top_k]],
-                    "candidates": [_context(hit) for hit in hits[top_k:]],
-                }
-            )
+        rows, near_duplicates = [], 0
+        for each, pool in zip(asked, pools, strict=True):
+            ranking = searcher.rank(pool, weight)
+            near_duplicates += ranking.near_duplicates
+            rows.append(_row(each, ranking, spec.retrieval.top_k))
         pq.write_table(pa.Table.from_pylist(rows, schema=contexts_schema()), target / CONTEXTS)
-        recall = _recall(rows, opened.chunks, top_k)
+        retriever = {"mode": mode_of(weight), "dense_weight": weight, **why}
         return {
-            "questions": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
-            "with_evidence": sum(bool(row["evidence"]) for row in rows),
+            **_counts(rows, len(searcher.index.chunks)),
             "evidence_missing": len(missing),
-            "recall_at_k": recall["test"],
-            "recall_at_k_by_split": recall,
+            "retriever": retriever,
+            "near_duplicates": near_duplicates,
         }
 
     return store.build(
         "contexts",
         version=VERSION,
         settings={
-            **spec.retrieval.model_dump(mode="json"),
+            **spec.retrieval.making(),
+            **(spec.evaluation.resampling() if spec.retrieval.mode == AUTO_MODE else {}),
             **settings.making(),
         },
-        inputs={"index": index, "questions": source},
+        inputs={"index": index, "questions": source, **models.inputs()},
         write=write,
     )
 
@@ -142,12 +139,32 @@ def contexts_schema() -> Any:
             ("evidence", pa.list_(pa.struct(span))),
             ("contexts", pa.list_(context)),
             ("candidates", pa.list_(context)),
+            ("measures", pa.map_(pa.string(), pa.float64())),
         ]
     )
 
 
-def _context(hit: Hit) -> dict[str, Any]:
-    chunk = hit.chunk
+def _row(asked: Asked, ranking: Ranking, top_k: int) -> dict[str, Any]:
+    from retrieval.measures import measure
+
+    question = asked.question
+    contexts = [_context(found) for found in ranking.found]
+    ranked = [context["chunk_id"] for context in contexts]
+    return {
+        "question_id": question.id,
+        "question": question.question,
+        "answers": list(question.answers),
+        "split": question.split,
+        "group": question.group,
+        "evidence": [vars(span) for span in asked.evidence],
+        "contexts": contexts[:top_k],
+        "candidates": contexts[top_k:],
+        "measures": measure(ranked, asked.relevant, top_k) if asked.relevant else None,
+    }
+
+
+def _context(found: Found) -> dict[str, Any]:
+    chunk = found.chunk
     return {
         "chunk_id": chunk.id,
         "document_id": chunk.document_id,
@@ -155,27 +172,33 @@ def _context(hit: Hit) -> dict[str, Any]:
         "end": chunk.end,
         "heading": chunk.heading,
         "text": chunk.text,
-        "rank": hit.rank,
-        "score": hit.score,
+        "rank": found.rank,
+        "score": found.score,
     }
 
 
-def _recall(rows: list[dict[str, Any]], chunks: list[Chunk], top_k: int) -> dict[str, dict[str, float]]:
-    """Split → k → mean recall over its questions with evidence; k is 1 and ``top_k``."""
-    from retrieval.evidence import Span, by_document, relevant_chunks
-    from retrieval.measures import mean, recall_at
+def _counts(rows: Sequence[Mapping[str, Any]], chunks: int) -> dict[str, Any]:
     from retrieval.questions import SPLITS
 
-    chunks_of = by_document(chunks)
-    scored: dict[str, dict[int, list[float]]] = {split: {1: [], top_k: []} for split in SPLITS}
-    for row in rows:
-        spans = [Span(**span) for span in row["evidence"]]
-        relevant = [chunk.id for chunk in relevant_chunks(spans, chunks_of)]
-        ranked = [context["chunk_id"] for context in row["contexts"]]
-        if relevant:
-            for k, values in scored[row["split"]].items():
-                values.append(recall_at(ranked, relevant, k))
-    return {
-        split: {str(k): value for k, values in each.items() if (value := mean(values)) is not None}
-        for split, each in scored.items()
+    measures = {split: _means([row for row in rows if row["split"] == split]) for split in SPLITS}
+    recall = {name.removeprefix("recall@"): value for name, value in measures["test"].items()}
+    found = [tuple(context["chunk_id"] for context in row["contexts"]) for row in rows]
+    counts = {
+        "questions": {split: sum(row["split"] == split for row in rows) for split in SPLITS},
+        "with_evidence": sum(bool(row["evidence"]) for row in rows),
+        "recall_at_k": {k: value for k, value in recall.items() if k.isdecimal()},
+        "measures": measures,
+        "without_result": found.count(()),
+        "distinct_rankings": len(set(found)),
     }
+    if len(rows) > 1 and len(set(found)) == 1 and chunks > len(found[0]):
+        counts["warning"] = (
+            "every question has the same contexts; look at the embedder, the questions and retrieval.filters"
+        )
+    return counts
+
+
+def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Measure → its mean over the questions that have evidence, those without a result among them."""
+    known = [row["measures"] for row in rows if row["measures"] is not None]
+    return {name: sum(each[name] for each in known) / len(known) for name in known[0]} if known else {}

@@ -16,13 +16,14 @@ from jora_tasks.stages.corpus import DOCUMENTS
 if TYPE_CHECKING:
     from retrieval.embedding import Embedder
 
-VERSION = 1
+VERSION = 2
 
 
 def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
     """Chunk and embed the corpus.
 
-    The artifact holds ``chunks.parquet``, ``index.faiss`` (row i is chunk i) and ``embedder.json``.
+    The artifact holds ``chunks.parquet``, ``index.faiss`` (row i is chunk i), ``embedder.json``
+    and ``lexical/``.
 
     Raises:
       InputError: if chunks of ``index.chunk_tokens`` do not fit the embedder, or its vectors are
@@ -37,6 +38,8 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
         from retrieval.documents import Document
         from retrieval.embedding import Embedder, embedding_text
         from retrieval.index import write_index
+        from retrieval.lexical import write_lexical
+        from retrieval.search import shown_text
 
         embedder = Embedder(folder, source.name, source.digest)
         room = _heading_room(spec, embedder)
@@ -54,6 +57,7 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
             lambda done: progress("index", done=done, total=len(chunks), unit="chunks embedded"),
         )
         write_index(target, chunks, vectors, embedder.identity)
+        write_lexical(target, (shown_text(chunk) for chunk in chunks))
         return {
             "documents": len(rows),
             "chunks": len(chunks),

@@ -26,16 +26,26 @@ def test_search_equals_brute_force(tmp_path):
     vectors, questions = unit(50), unit(7, seed=1)
     write_index(tmp_path, chunks(50), vectors, IDENTITY)
     exact = questions.astype(np.float64) @ vectors.T.astype(np.float64)
-    for row, hits in zip(exact, Index(tmp_path).search(questions, 5), strict=True):
-        best = np.argsort(-row)[:5]
-        assert [hit.chunk.id for hit in hits] == [f"c{i}" for i in best]
-        assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
-        np.testing.assert_allclose([hit.score for hit in hits], row[best], atol=1e-6)
+    for cosines, hits in zip(exact, Index(tmp_path).search(questions, 5), strict=True):
+        best = np.argsort(-cosines)[:5]
+        assert [row for row, _ in hits] == best.tolist()
+        np.testing.assert_allclose([score for _, score in hits], cosines[best], atol=1e-6)
 
 
 def test_all_chunks_where_fewer_than_k(tmp_path):
     write_index(tmp_path, chunks(3), unit(3), IDENTITY)
     assert len(Index(tmp_path).search(unit(1), 10)[0]) == 3
+
+
+@pytest.mark.parametrize("count", [1, 5, 20])
+def test_only_allowed_chunks_are_found(tmp_path, count):
+    vectors, questions = unit(50), unit(4, seed=1)
+    write_index(tmp_path, chunks(50), vectors, IDENTITY)
+    allowed = np.zeros(50, bool)
+    allowed[np.random.default_rng(2).permutation(50)[:count]] = True
+    exact = np.where(allowed, questions @ vectors.T, -2)
+    for cosines, hits in zip(exact, Index(tmp_path).search(questions, 10, allowed), strict=True):
+        assert [row for row, _ in hits] == np.argsort(-cosines)[: min(10, count)].tolist()
 
 
 def test_chunks_come_back_as_they_were(tmp_path):

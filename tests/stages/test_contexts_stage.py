@@ -37,10 +37,10 @@ def test_candidates_are_the_ranks_after_the_contexts(rag):
         assert [each["rank"] for each in other["candidates"]] == [4, 5, 6, 7]
 
 
-def test_recall_equals_ir_measures(rag):
+def test_measures_equal_ir_measures(rag):
     contexts = rag.contexts(retrieval={"top_k": 8})
     chunks = read_chunks(rag.index().path)
-    recall = contexts.counts["recall_at_k_by_split"]
+    means = contexts.counts["measures"]
     for split in ("train", "dev", "test"):
         qrels, run = {}, {}
         for row in rows_of(contexts):
@@ -51,11 +51,17 @@ def test_recall_equals_ir_measures(rag):
                     chunk.id: 1 for chunk in chunks if evidence & set(range(chunk.start, chunk.end))
                 }
                 run[row["question_id"]] = {each["chunk_id"]: -float(each["rank"]) for each in row["contexts"]}
-        for k in (1, 8):
-            oracle = ir_measures.calc_aggregate([ir_measures.R @ k], qrels, run)[ir_measures.R @ k]
-            assert recall[split][str(k)] == pytest.approx(oracle)
-    assert 0 < recall["train"]["1"] < recall["train"]["8"] < 1  # else the comparison shows little
-    assert contexts.counts["recall_at_k"] == recall["test"]
+        oracles = {
+            "recall@1": ir_measures.R @ 1,
+            "recall@8": ir_measures.R @ 8,
+            "rr@8": ir_measures.RR @ 8,
+            "ndcg@8": ir_measures.nDCG @ 8,
+        }
+        expected = ir_measures.calc_aggregate(oracles.values(), qrels, run)
+        assert means[split] == pytest.approx({name: expected[each] for name, each in oracles.items()})
+    train = means["train"]
+    assert 0 < train["recall@1"] < train["recall@8"] < 1  # else the comparison shows little
+    assert contexts.counts["recall_at_k"] == {k: means["test"][f"recall@{k}"] for k in ("1", "8")}
 
 
 def test_evidence_that_is_gone_is_counted(rag):

@@ -15,6 +15,7 @@ def test_files_and_schema(rag):
         "chunks.parquet",
         "embedder.json",
         "index.faiss",
+        "lexical",
         "manifest.json",
     ]
     schema = pq.read_schema(index.file("chunks.parquet"))

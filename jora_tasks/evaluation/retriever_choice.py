@@ -1,0 +1,75 @@
+"""Which retriever a run searches with: dense, unless the dev questions say that another is surely better.
+
+Fusion by equal weights often hurts, so nothing else is taken on faith. Retrievers are told apart by the
+weight that dense search has in them: 1 is dense alone, 0 lexical alone, anything between both, fused.
+
+They are compared by recall at the number of chunks that go on to the prompt (or to the reranker): a chunk
+further down is not read at all, while its place among those read is shuffled in training prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jora_tasks.evaluation.gate import fewest_groups
+from jora_tasks.evaluation.intervals import paired_difference
+from jora_tasks.evaluation.summary import Resampling
+
+DENSE = 1.0
+RIVALS = (0.75, 0.5, 0.25, 0.0)
+
+
+def choose_weight(
+    recall: Mapping[float, Sequence[float]], groups: Sequence[str], resampling: Resampling
+) -> tuple[float, dict[str, Any]]:
+    """The weight of dense search to use, and why.
+
+    A rival is taken if the paired interval of its recall minus that of dense search lies above 0; of
+    several, the one with the highest recall. Since each of the rivals gets a chance to win by luck, each
+    interval has its share of the error allowed (Bonferroni): four intervals at 0.95 are of 0.9875 each.
+
+    Args:
+      recall: weight of dense search, 1 among them → recall of each dev question with evidence.
+      groups: of each of these questions; a group is drawn as one.
+      resampling: of the intervals.
+
+    Returns:
+      The weight, and a JSON object: ``reason``, ``dev_questions``, ``groups`` and, where there were
+      enough to compare, ``confidence`` of the intervals, ``recall`` by weight and ``minus_dense``, the
+      difference and its interval by weight.
+    """
+    rivals = [weight for weight in recall if weight != DENSE]
+    confidence = 1 - (1 - resampling.confidence) / max(1, len(rivals))
+    counted: dict[str, Any] = {"dev_questions": len(groups), "groups": len(set(groups))}
+    if not groups:
+        return DENSE, {"reason": "dense, since no dev question has evidence to compare by", **counted}
+    fewest = fewest_groups(confidence)
+    if counted["groups"] < fewest:
+        reason = f"dense, since comparing takes at least {fewest} groups of dev questions with evidence"
+        return DENSE, {"reason": reason, **counted}
+    differences = {
+        weight: paired_difference(
+            recall[weight],
+            recall[DENSE],
+            clusters=groups,
+            samples=resampling.samples,
+            confidence=confidence,
+            seed=resampling.seed,
+        )
+        for weight in rivals
+    }
+    better = [weight for weight in rivals if differences[weight].low > 0]
+    best = max(better, key=lambda weight: (differences[weight].mean, weight), default=DENSE)
+    return best, {
+        "reason": "its recall is surely higher than that of dense search on the dev questions"
+        if better
+        else "dense, since no other has surely higher recall on the dev questions",
+        **counted,
+        "confidence": round(confidence, 6),
+        "recall": {str(weight): sum(each) / len(each) for weight, each in recall.items()},
+        "minus_dense": {
+            str(weight): {"difference": each.mean, "interval": each.interval}
+            for weight, each in differences.items()
+        },
+    }

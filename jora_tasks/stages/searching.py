@@ -1,0 +1,103 @@
+"""An index opened for search as the spec says: for the contexts stage, and for whoever asks afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.models import model_source, reranker_folder
+from jora_tasks.spec import AUTO_MODE, EvaluationConfig, RetrievalConfig, RunSpec
+from jora_tasks.stages.index import find_embedder
+
+if TYPE_CHECKING:
+    from retrieval.evidence import Span
+    from retrieval.questions import Question
+    from retrieval.search import Searcher
+
+
+@dataclass(frozen=True)
+class SearchModels:
+    """The models of a search: their folders, and what they are as inputs of a stage."""
+
+    embedder: tuple[Path, Source]
+    reranker: tuple[Path, Source] | None
+
+    def inputs(self) -> dict[str, Source]:
+        """The inputs of what is found, beside the index, which has the embedder among its own."""
+        return {"reranker": self.reranker[1]} if self.reranker else {}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question with its evidence in the documents as they are, and the ids of the chunks that hold it."""
+
+    question: Question
+    evidence: list[Span]
+    relevant: list[str]
+
+
+def find_models(spec: RunSpec, index: Artifact, store: ArtifactStore) -> SearchModels:
+    """The models that a search of this index takes, without opening them.
+
+    Raises:
+      InputError: for a model that is not there, or an index that another embedder built.
+    """
+    from retrieval.index import check_embedder
+
+    folder, source = find_embedder(spec, store)
+    check_embedder(index.path, source.name, source.digest)
+    name = spec.retrieval.reranker
+    if not name:
+        return SearchModels((folder, source), None)
+    reranker = reranker_folder(name, store.home)
+    return SearchModels((folder, source), (reranker, model_source(reranker, name)))
+
+
+def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searcher:
+    """The index opened with the spec's settings.
+
+    Raises:
+      InputError: see `retrieval.search.Searcher`.
+    """
+    from retrieval.embedding import Embedder
+    from retrieval.reranking import Reranker
+    from retrieval.search import Searcher
+
+    folder, source = models.embedder
+    reranker = Reranker(models.reranker[0], models.reranker[1].name) if models.reranker else None
+    return Searcher(
+        index.path,
+        Embedder(folder, source.name, source.digest),
+        spec.retrieval,
+        reranker,
+        spec.index.batch_size,
+    )
+
+
+def find_weight(
+    config: RetrievalConfig, evaluation: EvaluationConfig, searcher: Searcher, asked: Sequence[Asked]
+) -> tuple[float, dict[str, Any]]:
+    """The weight of dense search that the mode means, and why; ``auto`` looks at the dev questions alone."""
+    from jora_tasks.evaluation.retriever_choice import DENSE, RIVALS, choose_weight
+    from jora_tasks.evaluation.summary import Resampling
+    from retrieval.measures import recall_at
+    from retrieval.search import dense_weight_of
+
+    if config.mode != AUTO_MODE:
+        return dense_weight_of(config), {"reason": "set by retrieval.mode"}
+    dev = [each for each in asked if each.question.split == "dev" and each.relevant]
+    weights = (DENSE, *RIVALS)
+    k = searcher.depth if config.reranker else config.top_k  # what goes on is what must hold the evidence
+    recall: dict[float, list[float]] = {weight: [] for weight in weights}
+    for each, pool in zip(
+        dev, searcher.pools([each.question.question for each in dev], weights), strict=True
+    ):
+        for weight in weights:
+            ranking = searcher.rank(pool, weight, rerank=False)
+            recall[weight].append(recall_at([found.chunk.id for found in ranking.found], each.relevant, k))
+    resampling = Resampling(evaluation.bootstrap_samples, evaluation.confidence, evaluation.seed)
+    weight, why = choose_weight(recall, [each.question.group for each in dev], resampling)
+    return weight, {**why, "measure": f"recall@{k}"}

@@ -1,0 +1,202 @@
+"""The one way to search an index: dense, lexical or both, filtered, without repetition, reranked.
+
+Training, evaluation and `jora ask` all search here, so that each sees what the others saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jora_tasks.errors import InputError
+from jora_tasks.spec import RetrievalConfig
+from retrieval.chunking import Chunk
+from retrieval.embedding import Embedder
+from retrieval.fusion import fuse
+from retrieval.index import Index
+from retrieval.lexical import LexicalIndex
+from retrieval.near_duplicates import distinct
+from retrieval.reranking import Reranker
+
+DENSE, LEXICAL, FUSED, RERANKED = "dense", "lexical", "fused", "reranked"
+
+# Each retriever is asked for at least so many chunks: fusion gains by what both have, even further down.
+_SHALLOWEST = 100
+_BLOCK = 256  # questions searched at once
+
+Scored = tuple[int, float]  # a chunk's row and its score
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one step of the search has a chunk: rank from 1, and score."""
+
+    rank: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """A chunk found for a question.
+
+    Attributes:
+      rank: from 1, in the end.
+      score: what it was ranked by: the cosine (dense), BM25 (lexical), the fused score or the reranker's.
+      places: its place in each step that was made, by ``dense``, ``lexical``, ``fused`` and ``reranked``.
+    """
+
+    chunk: Chunk
+    rank: int
+    score: float
+    places: Mapping[str, Place]
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What is found for a question, best first, and how many near-duplicates were left out of it."""
+
+    found: list[Found]
+    near_duplicates: int
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What each retriever finds for a question, best first; empty where it was not asked."""
+
+    question: str
+    dense: list[Scored]
+    lexical: list[Scored]
+
+
+def dense_weight_of(config: RetrievalConfig) -> float:
+    """The weight of dense search that a mode other than ``auto`` means: 1 is dense, 0 lexical alone."""
+    return {DENSE: 1.0, LEXICAL: 0.0, "hybrid": config.dense_weight}[config.mode]
+
+
+def mode_of(dense_weight: float) -> str:
+    """The mode that a weight of dense search means."""
+    return {1.0: DENSE, 0.0: LEXICAL}.get(dense_weight, "hybrid")
+
+
+def shown_text(chunk: Chunk) -> str:
+    """A chunk as its readers get it: heading path, then text."""
+    return f"{chunk.heading}\n{chunk.text}" if chunk.heading else chunk.text
+
+
+class Searcher:
+    """An index opened for search with the settings of a run."""
+
+    def __init__(
+        self,
+        folder: Path,
+        embedder: Embedder,
+        config: RetrievalConfig,
+        reranker: Reranker | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        """Open an index.
+
+        Args:
+          folder: of the index.
+          embedder: the one that built it.
+          config: depth, filters, likeness of near-duplicates; its mode is not looked at.
+          batch_size: questions embedded, or passages reranked, at once.
+
+        Raises:
+          InputError: for an index whose parts do not belong together, or filters that no chunk passes.
+        """
+        self.index = Index(folder)
+        self._lexical = LexicalIndex(folder, len(self.index.chunks))
+        self._embedder, self._reranker, self._batch_size = embedder, reranker, batch_size
+        self._config = config
+        self._allowed = _allowed(self.index.chunks, config.filters)
+
+    @property
+    def depth(self) -> int:
+        """Ranks kept for a question."""
+        return max(self._config.top_k, self._config.candidates)
+
+    def pools(
+        self,
+        questions: Sequence[str],
+        dense_weights: Collection[float],
+        done: Callable[[int], None] | None = None,
+    ) -> Iterator[Pool]:
+        """What the retrievers find that rankings of these weights need, in the order of the questions."""
+        k = max(_SHALLOWEST, 2 * self.depth)  # near-duplicates are left out of it
+        by_vectors, by_words = any(dense_weights), any(weight < 1 for weight in dense_weights)
+        for first in range(0, len(questions), _BLOCK):
+            block = questions[first : first + _BLOCK]
+            dense: list[list[Scored]] = [[] for _ in block]
+            if by_vectors:
+                vectors = self._embedder.embed_questions(block, self._batch_size)
+                dense = [self._in_order(found) for found in self.index.search(vectors, k, self._allowed)]
+            for question, by_cosine in zip(block, dense, strict=True):
+                lexical = self._lexical.search(question, k, self._allowed) if by_words else []
+                yield Pool(question, by_cosine, lexical)
+            if done:
+                done(first + len(block))
+
+    def rank(self, pool: Pool, dense_weight: float, *, rerank: bool = True) -> Ranking:
+        """The ranking of a question: fused if both retrievers have a say, without near-duplicates, reranked.
+
+        Args:
+          pool: what the retrievers found, as `pools` gives it.
+          dense_weight: 1 takes dense search alone, 0 lexical alone.
+          rerank: False leaves the reranker out.
+        """
+        chunks = self.index.chunks
+        steps = {DENSE: pool.dense, LEXICAL: pool.lexical}
+        if 0 < dense_weight < 1:
+            rows = [[row for row, _ in pool.dense], [row for row, _ in pool.lexical]]
+            steps[FUSED] = fuse(rows, [dense_weight, 1 - dense_weight])
+        order = list(steps.get(FUSED) or (pool.dense if dense_weight else pool.lexical))
+        texts = (shown_text(chunks[row]) for row, _ in order)
+        kept, left_out = distinct(texts, self._config.near_duplicates, self.depth)
+        order = [order[position] for position in kept]
+        if rerank and self._reranker:
+            passages = [shown_text(chunks[row]) for row, _ in order]
+            scores = self._reranker.scores(pool.question, passages, self._batch_size)
+            order = [(order[i][0], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
+            steps[RERANKED] = order
+        places: dict[int, dict[str, Place]] = {row: {} for row, _ in order}
+        for step, scored in steps.items():
+            for rank, (row, score) in enumerate(scored, start=1):
+                if row in places:
+                    places[row][step] = Place(rank, score)
+        return Ranking(
+            [
+                Found(chunks[row], rank, score, places[row])
+                for rank, (row, score) in enumerate(order, start=1)
+            ],
+            left_out,
+        )
+
+    def _in_order(self, found: list[Scored]) -> list[Scored]:
+        """Equal scores by row, whatever order faiss met them in."""
+        return sorted(found, key=lambda scored: (-scored[1], scored[0]))
+
+
+def _allowed(chunks: Sequence[Chunk], filters: Mapping[str, str | tuple[str, ...]]) -> np.ndarray | None:
+    """Which chunks pass the filters: bool [N], None if all do."""
+    if not filters:
+        return None
+    wanted = {key: {value} if isinstance(value, str) else set(value) for key, value in filters.items()}
+    known = {key for chunk in chunks for key in chunk.metadata}
+    for key in wanted:
+        if key not in known:
+            raise InputError(
+                f"retrieval.filters.{key} is not in the documents' metadata; "
+                f"use {', '.join(sorted(known)) or 'no filter, since they have none'}."
+            )
+    allowed = np.array(
+        [all(chunk.metadata.get(key) in values for key, values in wanted.items()) for chunk in chunks]
+    )
+    if not allowed.any():
+        raise InputError(
+            f"retrieval.filters {dict(filters)} leave none of {len(chunks)} chunks; give other values."
+        )
+    return allowed
