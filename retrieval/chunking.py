@@ -23,6 +23,22 @@ Offsets = Callable[[str], list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A span of a text that becomes a chunk.
+
+    Attributes:
+      start, end: characters of the text.
+      heading: the document's title and the headings above, joined by `` › ``.
+      n_tokens: tokens of the span, without the embedder's start and end tokens.
+    """
+
+    start: int
+    end: int
+    heading: str
+    n_tokens: int
+
+
+@dataclass(frozen=True)
 class Chunk:
     """A span of a document.
 
@@ -45,26 +61,37 @@ class Chunk:
 
 
 def chunk_document(document: Document, offsets: Offsets, chunk_tokens: int, overlap: int = 0) -> list[Chunk]:
-    """Cut a document into chunks of at most ``chunk_tokens`` tokens.
+    """The chunks of a document: `cut_document`, with their texts and ids."""
+    cuts = cut_document(document, offsets, chunk_tokens, overlap)
+    return [make_chunk(document, cut, chunk_tokens, overlap) for cut in cuts]
 
-    A section that fits is one chunk. A longer one is cut where a blank line, a line, a sentence or
-    a word ends, the first of these that leaves the chunk at least half full. Every character that
-    is not white space lies in a chunk.
+
+def make_chunk(document: Document, cut: Cut, chunk_tokens: int, overlap: int) -> Chunk:
+    """The chunk that a cut of the document's text with these settings is."""
+    text = document.text[cut.start : cut.end]
+    identity = [document.id, cut.start, cut.end, text, CHUNKER, chunk_tokens, overlap]
+    digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+    return Chunk(digest, document.id, cut.start, cut.end, cut.heading, text, cut.n_tokens, document.metadata)
+
+
+def cut_document(document: Document, offsets: Offsets, chunk_tokens: int, overlap: int = 0) -> list[Cut]:
+    """Cut a document into spans of at most ``chunk_tokens`` tokens.
+
+    A section that fits is one span. A longer one is cut where a blank line, a line, a sentence or
+    a word ends, the first of these that leaves the span at least half full. Every character that
+    is not white space lies in a span.
 
     Args:
       document: its ``text`` is cut, its ``source`` says which heading syntax it has.
       offsets: the embedder's tokens of a text as character spans.
-      chunk_tokens: most tokens of a chunk.
-      overlap: most tokens that a chunk repeats from the one before it in its section.
+      chunk_tokens: most tokens of a span.
+      overlap: most tokens that a span repeats from the one before it in its section.
     """
-    chunks = []
-    for start, end, heading in sections(document):
-        for a, b in _split(document.text, start, end, offsets, chunk_tokens, overlap):
-            text = document.text[a:b]
-            identity = [document.id, a, b, text, CHUNKER, chunk_tokens, overlap]
-            digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-            chunks.append(Chunk(digest, document.id, a, b, heading, text, len(offsets(text))))
-    return chunks
+    return [
+        Cut(a, b, heading, len(offsets(document.text[a:b])))
+        for start, end, heading in sections(document)
+        for a, b in _split(document.text, start, end, offsets, chunk_tokens, overlap)
+    ]
 
 
 def sections(document: Document) -> list[tuple[int, int, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from jora_tasks.errors import InputError
-from retrieval.chunking import Chunk
 
 Done = Callable[[int], None]
+Encode = Callable[[np.ndarray], np.ndarray]  # token ids, int64 [N, L] -> vectors, float32 [N, D]
+
+TORCH, ONNX_INT8 = "torch", "onnx_int8"
+DEFAULT_BATCH_TOKENS = 2048
 
 # Without any of these, some tokenizer classes make one of a vocabulary of their own.
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
@@ -21,7 +24,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 
 @dataclass(frozen=True)
 class EmbedderIdentity:
-    """What an index remembers of the embedder that built it.
+    """What an index remembers of the embedder that built it; vectors of two that differ do not compare.
 
     Attributes:
       name: as the spec has it, without a local path.
@@ -29,6 +32,9 @@ class EmbedderIdentity:
       dimension: of the vectors.
       normalised: vectors have length 1, so that the inner product is the cosine.
       max_seq_length: tokens, start and end tokens included, beyond which text is cut.
+      pooling: how the tokens' vectors become one, as sentence-transformers names it.
+      query_prompt, passage_prompt: what is put before a question and before a chunk.
+      backend: what computes the vectors.
     """
 
     name: str
@@ -36,27 +42,58 @@ class EmbedderIdentity:
     dimension: int
     normalised: bool
     max_seq_length: int
+    pooling: str = ""
+    query_prompt: str = ""
+    passage_prompt: str = ""
+    backend: str = TORCH
 
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
 
 class Embedder:
-    """A sentence-transformers model on the CPU, or on the accelerator torch finds."""
+    """A sentence-transformers model on the CPU, or on the accelerator torch finds.
 
-    def __init__(self, folder: Path, name: str, digest: str) -> None:
-        """Name an embedder; its first use raises `InputError` if the folder's files cannot serve."""
-        self._folder, self._name, self._digest = folder, name, digest
+    Texts of the same number of tokens are computed together, so that none is padded: on a CPU a
+    text's vector then has the same bits whatever it is computed with.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        digest: str,
+        *,
+        backend: str = TORCH,
+        query_prompt: str = "",
+        passage_prompt: str = "",
+        batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        cache_folder: Path | None = None,
+    ) -> None:
+        """Name an embedder; its first use raises `InputError` if the folder's files cannot serve.
+
+        Args:
+          folder: of a sentence-transformers model.
+          name, digest: as in `EmbedderIdentity`.
+          backend: `TORCH` or `ONNX_INT8`.
+          query_prompt, passage_prompt: put before questions and chunks; if empty, the model's own.
+          batch_tokens: most tokens computed at once.
+          cache_folder: where `ONNX_INT8` keeps the model it makes.
+        """
+        self.name, self.digest, self.backend = name, digest, backend
+        self.prompts = query_prompt, passage_prompt
+        self._folder, self._batch_tokens, self._cache_folder = folder, batch_tokens, cache_folder
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The `SentenceTransformer`, tried once."""
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # stages report their own progress
         if not any(next(self._folder.rglob(pattern), None) for pattern in _TOKENIZER_FILES):
             raise InputError(
-                f"index.embedder {self._name} has no tokenizer; put its tokenizer.json, vocab.txt or "
+                f"index.embedder {self.name} has no tokenizer; put its tokenizer.json, vocab.txt or "
                 "sentencepiece model into its folder."
             )
         try:
@@ -65,58 +102,166 @@ class Embedder:
         except Exception as error:  # safetensors, transformers and torch each raise their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"index.embedder {self._name} cannot be read as a sentence-transformers model; "
+                f"index.embedder {self.name} cannot be read as a sentence-transformers model; "
                 f"fetch it again or name another ({reason})."
             ) from None
         return model
 
     @cached_property
     def identity(self) -> EmbedderIdentity:
-        model = self._model
+        model = self.model
+        query, passage = self.prompts
         return EmbedderIdentity(
-            self._name,
-            self._digest,
+            self.name,
+            self.digest,
             int(model.get_embedding_dimension()),
             True,
             int(model.max_seq_length or model.tokenizer.model_max_length),
+            _pooling(model),
+            query or _own_prompt(model, "query"),
+            passage or _own_prompt(model, "document", "passage", "corpus"),
+            self.backend,
         )
 
     @cached_property
-    def start_and_end_tokens(self) -> int:
-        return len(self._model.tokenizer("")["input_ids"])
+    def tokens_around(self) -> int:
+        """Tokens that a chunk's embedding has beside its own: start, end and the prompt's."""
+        return len(self.model.tokenizer(self.identity.passage_prompt)["input_ids"])
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The text's tokens as character spans, without start and end tokens."""
-        encoded = self._model.tokenizer(
+        encoded = self.model.tokenizer(
             text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
         )
         return encoded["offset_mapping"]
 
-    def embed_texts(self, texts: Sequence[str], batch_size: int, done: Done | None = None) -> np.ndarray:
+    def embed_texts(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
         """Vectors of passages, float32 [N, D], each of length 1, in the order of the texts."""
-        return self._embed(self._model.encode_document, texts, batch_size, done)
-
-    def embed_questions(self, texts: Sequence[str], batch_size: int, done: Done | None = None) -> np.ndarray:
-        """Vectors of questions, with the model's own query prompt if it has one; as `embed_texts`."""
-        return self._embed(self._model.encode_query, texts, batch_size, done)
-
-    def _embed(self, encode: Any, texts: Sequence[str], batch_size: int, done: Done | None) -> np.ndarray:
         vectors = np.zeros((len(texts), self.identity.dimension), np.float32)
-        # longest first: little padding, and what does not fit in memory fails at once
-        order = sorted(range(len(texts)), key=lambda i: (-len(texts[i]), i))
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
-            vectors[batch] = encode(
-                [texts[i] for i in batch],
-                batch_size=batch_size,
-                normalize_embeddings=True,
-                convert_to_numpy=True,
-                show_progress_bar=False,
-            )
+        count = 0
+        for rows, part in self.embed_batches(texts):
+            vectors[rows] = part
+            count += len(rows)
             if done:
-                done(first + len(batch))
-        check_vectors(vectors, self._name)
+                done(count)
         return vectors
+
+    def embed_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """As `embed_texts`, batch by batch: which texts, and their vectors. The longest come first."""
+        return self._batches(texts, self.identity.passage_prompt)
+
+    def embed_questions(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
+        """Vectors of questions, with the query prompt instead of the passages'; as `embed_texts`."""
+        vectors = np.zeros((len(texts), self.identity.dimension), np.float32)
+        count = 0
+        for rows, part in self._batches(texts, self.identity.query_prompt):
+            vectors[rows] = part
+            count += len(rows)
+            if done:
+                done(count)
+        return vectors
+
+    def _batches(self, texts: Sequence[str], prompt: str) -> Iterator[tuple[list[int], np.ndarray]]:
+        if not texts:
+            return
+        plain = _takes_tokens_alone(self.model)
+        if plain:
+            tokens = self.model.tokenizer(
+                [prompt + text for text in texts],
+                truncation=True,
+                max_length=self.identity.max_seq_length,
+                verbose=False,
+            )["input_ids"]
+            groups = same_length([len(each) for each in tokens], self._batch_tokens, self._most_texts)
+        else:
+            groups = same_length([len(text) for text in texts], self._batch_tokens, 1)
+        for rows in groups:
+            if plain:
+                vectors = self._encode(np.array([tokens[row] for row in rows], np.int64))
+            else:  # its own way with text, prompts or both
+                vectors = self.model.encode([texts[row] for row in rows], prompt=prompt or None)
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.where(norms > 0, norms, 1)
+            check_vectors(vectors, self.name)
+            yield rows, vectors
+
+    @cached_property
+    def _encode(self) -> Encode:
+        if self.backend == ONNX_INT8:
+            from retrieval.onnx_int8 import int8_encoder
+
+            return int8_encoder(self.model, self.digest, self._cache_folder or self._folder)
+        return _torch_encoder(self.model)
+
+    @property
+    def _most_texts(self) -> int:
+        # int8 scales activations by what is computed together: alone, a text's vector is its own
+        return 1 if self.backend == ONNX_INT8 else 4096
+
+    def float32(self) -> Embedder:
+        """The same embedder without quantisation, to compare with."""
+        query, passage = self.prompts
+        other = Embedder(self._folder, self.name, self.digest, query_prompt=query, passage_prompt=passage)
+        other.model = self.model
+        return other
+
+
+def same_length(lengths: Sequence[int], batch_tokens: int, most: int) -> Iterator[list[int]]:
+    """Groups of positions whose lengths are equal, the longest first.
+
+    Args:
+      lengths: tokens of each text.
+      batch_tokens: most tokens of a group, unless a single text has more.
+      most: most texts of a group.
+    """
+    group: list[int] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[position]
+        full = len(group) >= most or (len(group) + 1) * length > batch_tokens
+        if group and (full or lengths[group[0]] != length):
+            yield group
+            group = []
+        group.append(position)
+    if group:
+        yield group
+
+
+def _torch_encoder(model: Any) -> Encode:
+    import torch
+
+    def encode(tokens: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            # no mask: nothing is padded, and attention without one is faster
+            features = model({"input_ids": torch.from_numpy(tokens).to(model.device)})
+            return features["sentence_embedding"].float().cpu().numpy()
+
+    return encode
+
+
+def _takes_tokens_alone(model: Any) -> bool:
+    """Whether text goes in as token ids of a prompt and the text, with nothing else to know of them."""
+    from sentence_transformers.models import Pooling, Transformer
+
+    first = model[0]
+    return (
+        type(first) is Transformer
+        and set(first.modality_config) == {"text"}
+        and first.query_expansion is None
+        and first.query_length is first.document_length is None
+        and not any(isinstance(module, Pooling) and not module.include_prompt for module in model)
+    )
+
+
+def _pooling(model: Any) -> str:
+    """Pooling modes of the model, joined by ``+``; empty where it has none."""
+    modes = [module.pooling_mode for module in model if hasattr(module, "pooling_mode")]
+    return "+".join("+".join(mode) if isinstance(mode, tuple) else mode for mode in modes)
+
+
+def _own_prompt(model: Any, *names: str) -> str:
+    """The first of these prompts that the model knows, as sentence-transformers chooses it."""
+    known = next((name for name in names if name in model.prompts), model.default_prompt_name)
+    return (model.prompts[known] if known else "") or ""
 
 
 def _check_use(model: Any) -> None:
@@ -143,11 +288,12 @@ def check_vectors(vectors: np.ndarray, name: str) -> None:
         )
 
 
-def embedding_text(chunk: Chunk, offsets: Callable[[str], list[tuple[int, int]]], room: int) -> str:
+def embedding_text(
+    text: str, heading: str, offsets: Callable[[str], list[tuple[int, int]]], room: int
+) -> str:
     """What is embedded for a chunk: its heading path, shortened to ``room`` tokens, then its text."""
-    spans = offsets(chunk.heading)
-    heading = chunk.heading
+    spans = offsets(heading)
     if len(spans) > room:
         # the innermost headings tell most, so the front goes
-        heading = chunk.heading[spans[len(spans) - room][0] :] if room > 0 else ""
-    return f"{heading}\n{chunk.text}" if heading else chunk.text
+        heading = heading[spans[len(spans) - room][0] :] if room > 0 else ""
+    return f"{heading}\n{text}" if heading else text

@@ -3,89 +3,103 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jora_tasks.errors import InputError
+from retrieval.chunk_table import ChunkTable, ChunkWriter
 from retrieval.chunking import Chunk
-from retrieval.embedding import EmbedderIdentity, check_vectors
+from retrieval.embedding import EmbedderIdentity
+from retrieval.vectors import FLAT, Built, Rows, build, open_index, search_among
+
+if TYPE_CHECKING:
+    from retrieval.embedding import Embedder
 
 CHUNKS, VECTORS, EMBEDDER = "chunks.parquet", "index.faiss", "embedder.json"
 
 
 def write_index(
-    folder: Path, chunks: Sequence[Chunk], vectors: np.ndarray, identity: EmbedderIdentity
-) -> None:
-    """Write the index: row i of ``vectors`` (float32 [N, D], normalised) belongs to chunk i."""
+    folder: Path,
+    chunks: Iterable[Chunk],
+    rows: Rows,
+    identity: EmbedderIdentity,
+    kind: str = FLAT,
+    recall_target: float = 0.98,
+    done: Callable[[int], None] | None = None,
+) -> Built:
+    """Write the index: row i of the vectors belongs to chunk i. See `retrieval.vectors.build`."""
     import faiss
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    if vectors.shape != (len(chunks), identity.dimension):
-        raise ValueError(f"vectors of shape {vectors.shape} for {len(chunks)} chunks of {identity.dimension}")
-    check_vectors(vectors, identity.name)
-    pq.write_table(
-        pa.Table.from_pylist([_row(chunk) for chunk in chunks], schema=chunk_schema()), folder / CHUNKS
-    )
-    index = faiss.IndexFlatIP(identity.dimension)  # exact search
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    faiss.write_index(index, str(folder / VECTORS))
+    built = build(rows, identity.dimension, kind, recall_target, name=identity.name, done=done)
+    with ChunkWriter(folder / CHUNKS) as writer:
+        for chunk in chunks:
+            writer.add(chunk)
+    faiss.write_index(built.index, str(folder / VECTORS))
     (folder / EMBEDDER).write_text(json.dumps(identity.record(), indent=2) + "\n")
-
-
-def chunk_schema() -> Any:
-    """Columns of ``chunks.parquet``."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            ("chunk_id", pa.string()),
-            ("document_id", pa.string()),
-            ("start", pa.int64()),
-            ("end", pa.int64()),
-            ("heading", pa.string()),
-            ("text", pa.string()),
-            ("n_tokens", pa.int32()),
-        ]
-    )
+    return built
 
 
 def read_chunks(folder: Path) -> list[Chunk]:
-    """The chunks of an index, in the order of its vectors."""
-    import pyarrow.parquet as pq
-
-    rows = pq.read_table(folder / CHUNKS).to_pylist()
-    return [Chunk(id=row.pop("chunk_id"), **row) for row in rows]
+    """All chunks of an index in memory, in the order of its vectors."""
+    return list(ChunkTable(folder / CHUNKS))
 
 
-def check_embedder(folder: Path, name: str, digest: str) -> None:
-    """Refuse an embedder other than the one that built the index, without opening either.
+def check_embedder(folder: Path, embedder: Embedder) -> None:
+    """Refuse an embedder other than the one that built the index, before it is opened.
 
     Raises:
-      InputError: naming both; vectors of different models cannot be compared.
+      InputError: naming both; vectors of different models, prompts or backends cannot be compared.
     """
-    identity = _identity(folder)
-    if identity.digest != digest:
+    built = _identity(folder)
+    if built.digest != embedder.digest:
         raise InputError(
-            f"The index was built by the embedder {identity.name} ({identity.digest[:19]}), but "
-            f"index.embedder is {name} ({digest[:19]}); build the index again with `jora index`, or name "
-            "the first one."
+            f"The index was built by the embedder {built.name} ({built.digest[:19]}), but "
+            f"index.embedder is {embedder.name} ({embedder.digest[:19]}); build the index again with "
+            "`jora index`, or name the first one."
         )
+    if built.backend != embedder.backend:
+        raise InputError(
+            f"The index was built with index.backend {built.backend}, but it is {embedder.backend} now; "
+            "build the index again with `jora index`, or set the first one."
+        )
+    for name, was, now in zip(
+        ("query_prompt", "passage_prompt"),
+        (built.query_prompt, built.passage_prompt),
+        embedder.prompts,
+        strict=True,
+    ):
+        if now and was != now:
+            raise InputError(
+                f"The index was built with index.{name} {was!r}, but it is {now!r} now; build the index "
+                "again with `jora index`, or set the first one."
+            )
+
+
+def check_identity(folder: Path, identity: EmbedderIdentity) -> None:
+    """Refuse an embedder that does not embed as the one that built the index did, whatever its name.
+
+    Raises:
+      InputError: naming what differs: dimension, pooling, prompt or longest text.
+    """
+    built = _identity(folder).record() | {"name": identity.name}
+    for field, now in identity.record().items():
+        if built[field] != now:
+            raise InputError(
+                f"The index was built by an embedder with {field} {built[field]!r}, but that of "
+                f"{identity.name} is {now!r}; build the index again with `jora index`."
+            )
 
 
 class Index:
-    """An index that has been written, opened for search."""
+    """An index that has been written, opened for search; its chunks are read as they are needed."""
 
     def __init__(self, folder: Path) -> None:
-        import faiss
-
-        self.chunks = read_chunks(folder)
+        self.chunks = ChunkTable(folder / CHUNKS)
         self.identity = _identity(folder)
-        self._index = faiss.read_index(str(folder / VECTORS))
+        self._index = open_index(folder / VECTORS)
         if self._index.ntotal != len(self.chunks):
             raise InputError(
                 f"The index in {folder} has {self._index.ntotal} vectors for {len(self.chunks)} chunks; "
@@ -95,34 +109,27 @@ class Index:
     def search(
         self, vectors: np.ndarray, k: int, allowed: np.ndarray | None = None
     ) -> list[list[tuple[int, float]]]:
-        """The rows of the k best chunks with their cosines, best first, for each vector.
+        """The rows of the k best chunks with their cosines, best first, equal ones by row, for each vector.
 
         Args:
           vectors: float32 [N, D], normalised.
           k: how many; all there are where they are fewer.
           allowed: bool [chunks], which may be found; all by default.
         """
-        import faiss
-
-        parameters = None
-        if allowed is not None:
-            chosen = faiss.IDSelectorBatch(np.flatnonzero(allowed))
-            parameters = faiss.SearchParameters(sel=chosen)  # type: ignore[call-arg]
+        among = None if allowed is None else search_among(self._index, np.flatnonzero(allowed))
         queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        scores, rows = self._index.search(queries, min(k, len(self.chunks)), params=parameters)
+        scores, rows = self._index.search(queries, min(k, len(self.chunks)), params=among)
+        order = np.lexsort((rows, -scores), axis=1)
         return [
             [
-                (int(row), float(score))
-                for row, score in zip(each_rows, each_scores, strict=True)
-                if row >= 0  # faiss fills up with -1
-            ]
-            for each_rows, each_scores in zip(rows, scores, strict=True)
+                (row, score) for row, score in zip(each_rows, each_scores, strict=True) if row >= 0
+            ]  # -1 is none
+            for each_rows, each_scores in zip(
+                np.take_along_axis(rows, order, axis=1).tolist(),
+                np.take_along_axis(scores, order, axis=1).tolist(),
+                strict=True,
+            )
         ]
-
-
-def _row(chunk: Chunk) -> dict[str, Any]:
-    row = asdict(chunk)
-    return {"chunk_id": row.pop("id"), **row}
 
 
 def _identity(folder: Path) -> EmbedderIdentity:

@@ -26,6 +26,7 @@ DENSE, LEXICAL, FUSED, RERANKED = "dense", "lexical", "fused", "reranked"
 # Each retriever is asked for at least so many chunks: fusion gains by what both have, even further down.
 _SHALLOWEST = 100
 _BLOCK = 256  # questions searched at once
+_RERANKED_AT_ONCE = 32
 
 Scored = tuple[int, float]  # a chunk's row and its score
 
@@ -95,7 +96,6 @@ class Searcher:
         embedder: Embedder,
         config: RetrievalConfig,
         reranker: Reranker | None = None,
-        batch_size: int = 32,
     ) -> None:
         """Open an index.
 
@@ -103,14 +103,13 @@ class Searcher:
           folder: of the index.
           embedder: the one that built it.
           config: depth, filters, likeness of near-duplicates; its mode is not looked at.
-          batch_size: questions embedded, or passages reranked, at once.
 
         Raises:
           InputError: for an index whose parts do not belong together, or filters that no chunk passes.
         """
         self.index = Index(folder)
         self._lexical = LexicalIndex(folder, len(self.index.chunks))
-        self._embedder, self._reranker, self._batch_size = embedder, reranker, batch_size
+        self._embedder, self._reranker = embedder, reranker
         self._config = config
         self._allowed = _allowed(self.index.chunks, config.filters)
 
@@ -132,8 +131,8 @@ class Searcher:
             block = questions[first : first + _BLOCK]
             dense: list[list[Scored]] = [[] for _ in block]
             if by_vectors:
-                vectors = self._embedder.embed_questions(block, self._batch_size)
-                dense = [self._in_order(found) for found in self.index.search(vectors, k, self._allowed)]
+                vectors = self._embedder.embed_questions(block)
+                dense = self.index.search(vectors, k, self._allowed)
             for question, by_cosine in zip(block, dense, strict=True):
                 lexical = self._lexical.search(question, k, self._allowed) if by_words else []
                 yield Pool(question, by_cosine, lexical)
@@ -148,18 +147,19 @@ class Searcher:
           dense_weight: 1 takes dense search alone, 0 lexical alone.
           rerank: False leaves the reranker out.
         """
-        chunks = self.index.chunks
         steps = {DENSE: pool.dense, LEXICAL: pool.lexical}
         if 0 < dense_weight < 1:
             rows = [[row for row, _ in pool.dense], [row for row, _ in pool.lexical]]
             steps[FUSED] = fuse(rows, [dense_weight, 1 - dense_weight])
         order = list(steps.get(FUSED) or (pool.dense if dense_weight else pool.lexical))
-        texts = (shown_text(chunks[row]) for row, _ in order)
+        rows_ranked = [row for row, _ in order]
+        chunks = dict(zip(rows_ranked, self.index.chunks.take(rows_ranked), strict=True))
+        texts = (shown_text(chunks[row]) for row in rows_ranked)
         kept, left_out = distinct(texts, self._config.near_duplicates, self.depth)
         order = [order[position] for position in kept]
         if rerank and self._reranker:
             passages = [shown_text(chunks[row]) for row, _ in order]
-            scores = self._reranker.scores(pool.question, passages, self._batch_size)
+            scores = self._reranker.scores(pool.question, passages, _RERANKED_AT_ONCE)
             order = [(order[i][0], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
             steps[RERANKED] = order
         places: dict[int, dict[str, Place]] = {row: {} for row, _ in order}
@@ -174,10 +174,6 @@ class Searcher:
             ],
             left_out,
         )
-
-    def _in_order(self, found: list[Scored]) -> list[Scored]:
-        """Equal scores by row, whatever order faiss met them in."""
-        return sorted(found, key=lambda scored: (-scored[1], scored[0]))
 
 
 def _allowed(chunks: Sequence[Chunk], filters: Mapping[str, str | tuple[str, ...]]) -> np.ndarray | None:

@@ -56,7 +56,7 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
         return {
             "documents": len(documents),
             "characters": sum(len(document.text) for document in documents),
-            **_changes({row["document_id"]: row["digest"] for row in rows}, _previous(spec, store)),
+            **changes({row["document_id"]: row["digest"] for row in rows}, _previous(spec, store)),
         }
 
     return store.build("corpus", version=VERSION, settings={}, inputs={"documents": source}, write=write)
@@ -93,19 +93,16 @@ def document_texts(corpus: Artifact) -> dict[str, str]:
     return dict(zip(table["document_id"], table["text"], strict=True))
 
 
-def _previous(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
-    """Document id → digest in the last corpus of this name; empty if there is none."""
+def document_digests(corpus: Artifact) -> dict[str, str]:
+    """Document id → digest of its text."""
     import pyarrow.parquet as pq
 
-    try:
-        last = store.latest(spec.name, "corpus")
-    except InputError:
-        return {}
-    table = pq.read_table(last.file(DOCUMENTS), columns=["document_id", "digest"]).to_pydict()
+    table = pq.read_table(corpus.file(DOCUMENTS), columns=["document_id", "digest"]).to_pydict()
     return dict(zip(table["document_id"], table["digest"], strict=True))
 
 
-def _changes(now: dict[str, str], before: dict[str, str]) -> dict[str, int]:
+def changes(now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, int]:
+    """How many documents (id → digest) were added, updated and removed, and how many were not."""
     common = now.keys() & before.keys()
     unchanged = sum(now[id_] == before[id_] for id_ in common)
     return {
@@ -114,3 +111,11 @@ def _changes(now: dict[str, str], before: dict[str, str]) -> dict[str, int]:
         "removed": len(before.keys() - now.keys()),
         "unchanged": unchanged,
     }
+
+
+def _previous(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
+    """Document id → digest in the last corpus of this name; empty if there is none."""
+    try:
+        return document_digests(store.latest(spec.name, "corpus"))
+    except InputError:
+        return {}

@@ -2,91 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
-from jora_tasks.models import embedder_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec
-from jora_tasks.stages.corpus import DOCUMENTS
+from jora_tasks.stages.corpus import changes, document_digests, read_documents
+from jora_tasks.stages.embed import embed_missing, open_embedder, open_indexer
 
 if TYPE_CHECKING:
-    from retrieval.embedding import Embedder
+    from retrieval.chunking import Chunk
 
-VERSION = 2
+VERSION = 3
 
 
 def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
-    """Chunk and embed the corpus.
+    """Chunk and embed the corpus; what was embedded before is taken from ``cache/vectors``.
 
-    The artifact holds ``chunks.parquet``, ``index.faiss`` (row i is chunk i), ``embedder.json``
-    and ``lexical/``.
+    The artifact holds ``chunks.parquet``, ``index.faiss`` (row i is chunk i), ``embedder.json`` and
+    ``lexical/``.
+    faiss is given all vectors afresh, so that an index is the same whatever was indexed before it.
+    Its counts tell what changed since the last index of this name, how many chunks were embedded and how
+    many reused, and the recall of an index type that is not exact.
 
     Raises:
-      InputError: if chunks of ``index.chunk_tokens`` do not fit the embedder, or its vectors are
-        not finite.
+      InputError: if chunks of ``index.chunk_tokens`` do not fit the embedder, its vectors are not
+        finite, or ``index.type`` is unfit or misses ``index.recall_target``.
     """
-    folder, source = find_embedder(spec, store)
+    embedder, source = open_embedder(spec, store)
+    settings = spec.index
 
     def write(target: Path) -> Mapping[str, Any]:
-        import pyarrow.parquet as pq
-
-        from retrieval.chunking import chunk_document
-        from retrieval.documents import Document
-        from retrieval.embedding import Embedder, embedding_text
         from retrieval.index import write_index
+        from retrieval.indexing import CachedRows
         from retrieval.lexical import write_lexical
         from retrieval.search import shown_text
+        from retrieval.vectors import empty_index, factory_string
 
-        embedder = Embedder(folder, source.name, source.digest)
-        room = _heading_room(spec, embedder)
-        chunks = []
-        rows = pq.read_table(corpus.file(DOCUMENTS)).to_pylist()
-        for number, row in enumerate(rows, start=1):
-            document = Document(row["document_id"], row["source"], row["title"], row["text"])
-            chunks += chunk_document(
-                document, embedder.offsets, spec.index.chunk_tokens, spec.index.chunk_overlap
+        with open_indexer(spec, embedder, store) as (indexer, cache):
+            dimension = indexer.identity.dimension
+            empty_index(factory_string(settings.type, 0), dimension)  # refused before anything is embedded
+            total, documents, tokens = corpus.counts["documents"], 0, 0
+            keys: list[bytes] = []
+            for _, made in indexer.chunks(read_documents(corpus)):
+                keys += [key for _, key in made]
+                tokens += sum(chunk.n_tokens for chunk, _ in made)
+                documents += 1
+                progress("index", done=documents, total=total, unit="documents chunked")
+            embedded = embed_missing(indexer, cache, keys, lambda: read_documents(corpus), progress, "index")
+
+            def chunks() -> Iterator[Chunk]:
+                return (chunk for _, made in indexer.chunks(read_documents(corpus)) for chunk, _ in made)
+
+            built = write_index(
+                target,
+                chunks(),
+                CachedRows(cache, keys, dimension),
+                indexer.identity,
+                settings.type,
+                settings.recall_target,
+                lambda done: progress("index", done=done, total=len(keys), unit="chunks indexed"),
             )
-            progress("index", done=number, total=len(rows), unit="documents chunked")
-        vectors = embedder.embed_texts(
-            [embedding_text(chunk, embedder.offsets, room) for chunk in chunks],
-            spec.index.batch_size,
-            lambda done: progress("index", done=done, total=len(chunks), unit="chunks embedded"),
-        )
-        write_index(target, chunks, vectors, embedder.identity)
-        write_lexical(target, (shown_text(chunk) for chunk in chunks))
+            write_lexical(target, (shown_text(chunk) for chunk in chunks()))
+            cosine = indexer.cosine_to_float32
         return {
-            "documents": len(rows),
-            "chunks": len(chunks),
-            "tokens": sum(chunk.n_tokens for chunk in chunks),
-            "dimension": embedder.identity.dimension,
+            "documents": documents,
+            **changes(document_digests(corpus), _indexed_before(spec, store)),
+            "chunks": len(keys),
+            "tokens": tokens,
+            "dimension": dimension,
+            "chunks_embedded": embedded,
+            "chunks_reused": len(keys) - embedded,
+            **built.told(),
+            **({"cosine_to_float32": cosine} if cosine else {}),
         }
 
     return store.build(
         "index",
         version=VERSION,
-        settings={"chunk_tokens": spec.index.chunk_tokens, "chunk_overlap": spec.index.chunk_overlap},
+        settings=settings.making(),
         inputs={"corpus": corpus, "embedder": source},
         write=write,
     )
 
 
-def find_embedder(spec: RunSpec, store: ArtifactStore) -> tuple[Path, Source]:
-    """The folder of the embedder that the spec names, and what it is as an input."""
-    folder = embedder_folder(spec.index.embedder, store.home)
-    return folder, model_source(folder, spec.index.embedder)
-
-
-def _heading_room(spec: RunSpec, embedder: Embedder) -> int:
-    """Tokens left for the heading path before a full chunk: an embedder cuts longer text unasked."""
-    longest = embedder.identity.max_seq_length - embedder.start_and_end_tokens
-    if spec.index.chunk_tokens > longest:
-        raise InputError(
-            f"index.chunk_tokens is {spec.index.chunk_tokens}, but the embedder {spec.index.embedder} reads "
-            f"only {longest} tokens of a text; set index.chunk_tokens to at most {longest}."
-        )
-    # one token for the newline in between, where the embedder has one
-    return max(0, longest - spec.index.chunk_tokens - 1)
+def _indexed_before(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
+    """Document id → digest in the last index of this name; empty if that is gone."""
+    try:
+        last = store.latest(spec.name, "index")
+        return document_digests(store.get("corpus", last.manifest["inputs"]["corpus"]["key"]))
+    except InputError:
+        return {}

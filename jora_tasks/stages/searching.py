@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source
 from jora_tasks.models import model_source, reranker_folder
 from jora_tasks.spec import AUTO_MODE, EvaluationConfig, RetrievalConfig, RunSpec
-from jora_tasks.stages.index import find_embedder
+from jora_tasks.stages.embed import open_embedder
 
 if TYPE_CHECKING:
+    from retrieval.embedding import Embedder
     from retrieval.evidence import Span
     from retrieval.questions import Question
     from retrieval.search import Searcher
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchModels:
-    """The models of a search: their folders, and what they are as inputs of a stage."""
+    """The models of a search, unopened: the embedder; the reranker's folder and what it is as an input."""
 
-    embedder: tuple[Path, Source]
+    embedder: Embedder
     reranker: tuple[Path, Source] | None
 
     def inputs(self) -> dict[str, Source]:
@@ -47,13 +48,13 @@ def find_models(spec: RunSpec, index: Artifact, store: ArtifactStore) -> SearchM
     """
     from retrieval.index import check_embedder
 
-    folder, source = find_embedder(spec, store)
-    check_embedder(index.path, source.name, source.digest)
+    embedder, _ = open_embedder(spec, store)
+    check_embedder(index.path, embedder)
     name = spec.retrieval.reranker
     if not name:
-        return SearchModels((folder, source), None)
+        return SearchModels(embedder, None)
     reranker = reranker_folder(name, store.home)
-    return SearchModels((folder, source), (reranker, model_source(reranker, name)))
+    return SearchModels(embedder, (reranker, model_source(reranker, name)))
 
 
 def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searcher:
@@ -62,19 +63,13 @@ def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searc
     Raises:
       InputError: see `retrieval.search.Searcher`.
     """
-    from retrieval.embedding import Embedder
+    from retrieval.index import check_identity
     from retrieval.reranking import Reranker
     from retrieval.search import Searcher
 
-    folder, source = models.embedder
+    check_identity(index.path, models.embedder.identity)
     reranker = Reranker(models.reranker[0], models.reranker[1].name) if models.reranker else None
-    return Searcher(
-        index.path,
-        Embedder(folder, source.name, source.digest),
-        spec.retrieval,
-        reranker,
-        spec.index.batch_size,
-    )
+    return Searcher(index.path, models.embedder, spec.retrieval, reranker)
 
 
 def find_weight(

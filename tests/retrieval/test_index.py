@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from jora_tasks.errors import InputError
 from retrieval.chunking import Chunk
 from retrieval.embedding import Embedder, EmbedderIdentity, embedding_text
-from retrieval.index import Index, check_embedder, read_chunks, write_index
+from retrieval.index import Index, check_embedder, check_identity, read_chunks, write_index
+from retrieval.vectors import InMemory
 
 TEXTS = ["the option", "the default of heading", "a much longer text, and the words in it!", "zebra", "0 1 2"]
 IDENTITY = EmbedderIdentity("tiny", "sha256:1", 8, True, 64)
@@ -24,7 +26,7 @@ def unit(rows, seed=0, width=8):
 
 def test_search_equals_brute_force(tmp_path):
     vectors, questions = unit(50), unit(7, seed=1)
-    write_index(tmp_path, chunks(50), vectors, IDENTITY)
+    write_index(tmp_path, chunks(50), InMemory(vectors), IDENTITY)
     exact = questions.astype(np.float64) @ vectors.T.astype(np.float64)
     for cosines, hits in zip(exact, Index(tmp_path).search(questions, 5), strict=True):
         best = np.argsort(-cosines)[:5]
@@ -33,14 +35,14 @@ def test_search_equals_brute_force(tmp_path):
 
 
 def test_all_chunks_where_fewer_than_k(tmp_path):
-    write_index(tmp_path, chunks(3), unit(3), IDENTITY)
+    write_index(tmp_path, chunks(3), InMemory(unit(3)), IDENTITY)
     assert len(Index(tmp_path).search(unit(1), 10)[0]) == 3
 
 
 @pytest.mark.parametrize("count", [1, 5, 20])
 def test_only_allowed_chunks_are_found(tmp_path, count):
     vectors, questions = unit(50), unit(4, seed=1)
-    write_index(tmp_path, chunks(50), vectors, IDENTITY)
+    write_index(tmp_path, chunks(50), InMemory(vectors), IDENTITY)
     allowed = np.zeros(50, bool)
     allowed[np.random.default_rng(2).permutation(50)[:count]] = True
     exact = np.where(allowed, questions @ vectors.T, -2)
@@ -50,7 +52,7 @@ def test_only_allowed_chunks_are_found(tmp_path, count):
 
 def test_chunks_come_back_as_they_were(tmp_path):
     given = [Chunk("id", "d", 3, 7, "A › B", "caf\u00e9", 2)]
-    write_index(tmp_path, given, unit(1), IDENTITY)
+    write_index(tmp_path, given, InMemory(unit(1)), IDENTITY)
     assert read_chunks(tmp_path) == given
     assert json.loads((tmp_path / "embedder.json").read_text()) == IDENTITY.record()
 
@@ -60,31 +62,83 @@ def test_vectors_that_cannot_be_compared_are_refused_before_anything_is_written(
     vectors = unit(4)
     vectors[2] = bad
     with pytest.raises(InputError, match="1 of 4 texts a vector with NaN"):
-        write_index(tmp_path, chunks(4), vectors, IDENTITY)
+        write_index(tmp_path, chunks(4), InMemory(vectors), IDENTITY)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_another_embedder_is_refused_and_both_are_named(tmp_path):
-    write_index(tmp_path, chunks(2), unit(2), IDENTITY)
-    check_embedder(tmp_path, IDENTITY.name, IDENTITY.digest)
+    write_index(tmp_path, chunks(2), InMemory(unit(2)), IDENTITY)
+    check_embedder(tmp_path, Embedder(tmp_path, IDENTITY.name, IDENTITY.digest))
     with pytest.raises(
         InputError, match=r"embedder tiny .* is large .*build the index again with `jora index`"
     ):
-        check_embedder(tmp_path, "large", "sha256:2")
+        check_embedder(tmp_path, Embedder(tmp_path, "large", "sha256:2"))
 
 
-def test_vectors_equal_sentence_transformers_whatever_the_batch(tiny_embedder, tiny_embedder_folder):
+def test_vectors_equal_sentence_transformers_and_are_the_same_bits_whatever_the_batch(tiny_embedder_folder):
     from sentence_transformers import SentenceTransformer
 
     oracle = SentenceTransformer(str(tiny_embedder_folder)).encode(TEXTS, normalize_embeddings=True)
-    for batch_size in (1, 2, 64):
-        seen = []
-        ours = tiny_embedder.embed_texts(TEXTS, batch_size, seen.append)
-        assert ours.dtype == np.float32
-        np.testing.assert_allclose(ours, oracle, atol=1e-5)
-        assert seen[-1] == len(TEXTS)
+    together = Embedder(tiny_embedder_folder, "tiny", "sha256:1", batch_tokens=1000)
+    seen: list[int] = []
+    ours = together.embed_texts([*TEXTS, TEXTS[0]], seen.append)
+    assert ours.dtype == np.float32
+    assert seen[-1] == len(TEXTS) + 1 > len(seen)  # equal texts were computed together
+    np.testing.assert_allclose(ours[:-1], oracle, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(ours, axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(tiny_embedder.embed_questions(TEXTS, 2), oracle, atol=1e-5)
+    for row, text in enumerate(TEXTS):
+        assert np.array_equal(together.embed_texts([text])[0], ours[row])
+    one_by_one = Embedder(tiny_embedder_folder, "tiny", "sha256:1", batch_tokens=1)
+    assert np.array_equal(one_by_one.embed_questions(TEXTS), ours[:-1])
+
+
+def test_prompts_are_the_model_s_own_unless_others_are_given(tiny_embedder_folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "prompted"
+    shutil.copytree(tiny_embedder_folder, folder)
+    _alter(folder, "config_sentence_transformers.json", prompts={"query": "the ", "document": "option "})
+    oracle = SentenceTransformer(str(folder))
+    own = Embedder(folder, "tiny", "sha256:1")
+    assert (own.identity.query_prompt, own.identity.passage_prompt) == ("the ", "option ")
+    assert own.tokens_around == 3
+    np.testing.assert_allclose(
+        own.embed_texts(TEXTS), oracle.encode_document(TEXTS, normalize_embeddings=True), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        own.embed_questions(TEXTS), oracle.encode_query(TEXTS, normalize_embeddings=True), atol=1e-5
+    )
+    given = Embedder(folder, "tiny", "sha256:1", query_prompt="zero ", passage_prompt="and ")
+    expected = oracle.encode(["zero " + text for text in TEXTS], normalize_embeddings=True)
+    np.testing.assert_allclose(given.embed_questions(TEXTS), expected, atol=1e-5)
+    expected = oracle.encode(["and " + text for text in TEXTS], normalize_embeddings=True)
+    np.testing.assert_allclose(given.embed_texts(TEXTS), expected, atol=1e-5)
+
+
+def test_a_model_that_leaves_its_prompt_out_of_pooling_embeds_as_sentence_transformers_does(
+    tiny_embedder_folder, tmp_path
+):
+    from sentence_transformers import SentenceTransformer
+
+    folder = tmp_path / "without"
+    shutil.copytree(tiny_embedder_folder, folder)
+    _alter(folder, "1_Pooling/config.json", include_prompt=False)
+    expected = SentenceTransformer(str(folder)).encode(TEXTS, prompt="the ", normalize_embeddings=True)
+    given = Embedder(folder, "tiny", "sha256:1", passage_prompt="the ")
+    np.testing.assert_allclose(given.embed_texts(TEXTS), expected, atol=1e-5)
+
+
+def test_another_prompt_pooling_or_backend_is_refused_at_query_time(tmp_path):
+    built = replace(IDENTITY, query_prompt="q: ", pooling="mean")
+    write_index(tmp_path, chunks(2), InMemory(unit(2)), built)
+    check_embedder(tmp_path, Embedder(tmp_path, "tiny", "sha256:1", query_prompt="q: "))
+    with pytest.raises(InputError, match=r"index\.query_prompt 'q: ', but it is 'x: ' now"):
+        check_embedder(tmp_path, Embedder(tmp_path, "tiny", "sha256:1", query_prompt="x: "))
+    with pytest.raises(InputError, match=r"index\.backend torch, but it is onnx_int8 now"):
+        check_embedder(tmp_path, Embedder(tmp_path, "tiny", "sha256:1", backend="onnx_int8"))
+    check_identity(tmp_path, replace(built, name="moved"))
+    with pytest.raises(InputError, match=r"pooling 'mean', but that of tiny is 'cls'"):
+        check_identity(tmp_path, replace(built, pooling="cls"))
 
 
 def test_damaged_weights_and_missing_parts_are_refused(tiny_embedder_folder, tmp_path):
@@ -96,8 +150,8 @@ def test_damaged_weights_and_missing_parts_are_refused(tiny_embedder_folder, tmp
     name = next(name for name in weights if name.endswith("word_embeddings.weight"))
     weights[name][:] = np.nan
     save_file(weights, damaged / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(InputError, match=r"embedder broken gave 5 of 5 texts a vector with NaN"):
-        Embedder(damaged, "broken", "sha256:2").embed_texts(TEXTS, 2)
+    with pytest.raises(InputError, match=r"embedder broken gave 1 of 1 texts a vector with NaN"):
+        Embedder(damaged, "broken", "sha256:2").embed_texts(TEXTS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"index\.embedder none has no tokenizer"):
         _ = Embedder(tmp_path / "empty", "none", "sha256:3").identity
@@ -144,7 +198,7 @@ def test_a_damaged_embedder_is_named_before_anything_is_embedded(
 
 
 def test_embedded_text_has_the_end_of_the_heading_path_that_fits(tiny_embedder):
-    chunk = Chunk("c", "d", 0, 4, "the option and the default", "text", 4)
-    assert embedding_text(chunk, tiny_embedder.offsets, 10) == "the option and the default\ntext"
-    assert embedding_text(chunk, tiny_embedder.offsets, 2) == "the default\ntext"
-    assert embedding_text(chunk, tiny_embedder.offsets, 0) == "text"
+    heading, offsets = "the option and the default", tiny_embedder.offsets
+    assert embedding_text("text", heading, offsets, 10) == "the option and the default\ntext"
+    assert embedding_text("text", heading, offsets, 2) == "the default\ntext"
+    assert embedding_text("text", heading, offsets, 0) == "text"

@@ -27,6 +27,7 @@ def test_files_and_schema(rag):
         "heading": "string",
         "text": "string",
         "n_tokens": "int32",
+        "metadata": "map<string, string ('metadata')>",
     }
     opened = Index(index.path)
     assert index.counts["chunks"] == len(opened.chunks) == opened._index.ntotal
@@ -39,13 +40,11 @@ def test_files_and_schema(rag):
 def test_each_vector_is_that_of_its_heading_and_text(rag):
     import numpy as np
 
-    from jora_tasks.stages.index import find_embedder
-    from retrieval.embedding import Embedder
+    from jora_tasks.stages.embed import open_embedder
 
     opened = Index(rag.index().path)
     texts = [f"{chunk.heading}\n{chunk.text}" for chunk in opened.chunks]
-    folder, source = find_embedder(rag.spec(), rag.store)
-    expected = Embedder(folder, source.name, source.digest).embed_texts(texts, 1)
+    expected = open_embedder(rag.spec(), rag.store)[0].embed_texts(texts)
     stored = opened._index.reconstruct_n(0, len(texts))
     np.testing.assert_allclose(stored, expected, atol=1e-5)
 
@@ -53,7 +52,7 @@ def test_each_vector_is_that_of_its_heading_and_text(rag):
 def test_reused_unless_corpus_embedder_or_chunking_changes(rag, other_embedder_folder):
     first = rag.index()
     assert rag.index().reused
-    assert rag.index(index={"batch_size": 1}).key == first.key
+    assert rag.index(index={"batch_tokens": 1, "shards": 3}).key == first.key
     keys = {first.key}
     keys.add(rag.index(index={"chunk_tokens": 30}).key)
     keys.add(rag.index(index={"chunk_overlap": 2}).key)

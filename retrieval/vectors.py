@@ -1,0 +1,304 @@
+"""Vectors in faiss: which type by size, and how closely it is searched by measured recall."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jora_tasks.errors import InputError
+from retrieval.embedding import check_vectors
+
+AUTO, FLAT, IVF_FLAT, IVF_SQ8 = "auto", "flat", "ivf_flat", "ivf_sq8"
+EXACT_UP_TO = 200_000
+"""Vectors up to which `AUTO` searches all of them: exact, and fast enough."""
+
+K = 10  # of the recall that is measured
+QUERIES = 256
+_BLOCK = 16_384  # vectors taken at once
+_TRAINED_ON = 64  # vectors a list of IVF
+_SEED = 0
+
+
+class Rows(Protocol):
+    """Where the vectors come from: all of them need not be in memory."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Vectors of these rows, float32 [len(rows), D], each of length 1."""
+        ...
+
+
+class InMemory:
+    """`Rows` of an array, float32 [N, D]."""
+
+    def __init__(self, vectors: np.ndarray) -> None:
+        self._vectors = vectors
+
+    def __len__(self) -> int:
+        return len(self._vectors)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self._vectors[np.asarray(rows, dtype=np.int64)]
+
+
+@dataclass(frozen=True)
+class Built:
+    """An index in memory and what was measured of it.
+
+    Attributes:
+      index: the faiss index; row i is id i.
+      factory: faiss's name of its type.
+      breadth: ``nprobe`` or ``efSearch`` as tuned, by that name; empty where there is nothing to tune.
+      recall: recall@10 against exact search, over ``queries`` of its own vectors, itself not counted;
+        1 of an exact type.
+    """
+
+    index: Any
+    factory: str
+    breadth: dict[str, int]
+    recall: float
+    queries: int
+
+    def told(self) -> dict[str, Any]:
+        """The same in figures, for a manifest."""
+        measured = {"recall_at_10": round(self.recall, 4), "recall_queries": self.queries}
+        return {"type": self.factory, **self.breadth, **(measured if self.queries else {})}
+
+
+def factory_string(kind: str, count: int) -> str:
+    """faiss's name of an index type for so many vectors.
+
+    >>> factory_string("auto", 1_000), factory_string("auto", 1_000_000)
+    ('Flat', 'IVF2048,Flat')
+    """
+    if kind == AUTO:
+        kind = FLAT if count <= EXACT_UP_TO else IVF_FLAT
+    if kind == FLAT:
+        return "Flat"
+    if kind in (IVF_FLAT, IVF_SQ8):
+        # twice the root of the count, as a power of two; a list needs vectors to be trained on
+        lists = 2 ** round(math.log2(2 * math.sqrt(max(count, 1))))
+        return f"IVF{max(1, min(lists, count // 8))},{'Flat' if kind == IVF_FLAT else 'SQ8'}"
+    return kind
+
+
+def empty_index(factory: str, dimension: int) -> Any:
+    """An index of this type for inner products, before training.
+
+    Raises:
+      InputError: for a type that faiss does not know, or one whose ids could not be trusted.
+    """
+    import faiss
+
+    # Rows are the ids. A map of ids adds nothing to that, and IDMap2 over IVF was seen to give wrong ones.
+    if re.search(r"IDMap", factory):
+        raise InputError(
+            f"index.type {factory}: an IDMap keeps ids of its own, which are not always right; leave it out, "
+            "the index's rows are the ids."
+        )
+    try:
+        index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2] or "unknown type"
+        raise InputError(
+            f"index.type {factory} cannot be made for vectors of {dimension} numbers ({reason}); use auto, "
+            "flat, ivf_flat, ivf_sq8 or another factory string of faiss."
+        ) from None
+    if not isinstance(index, faiss.IndexFlat) and index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise InputError(f"index.type {factory} has no inner product; use another type.")
+    return index
+
+
+def build(
+    rows: Rows,
+    dimension: int,
+    kind: str,
+    recall_target: float,
+    *,
+    name: str,
+    done: Callable[[int], None] | None = None,
+) -> Built:
+    """An index of all the rows, searched as broadly as the target needs.
+
+    The same rows in the same order give the same index: training is seeded, and nothing is ever
+    taken out of an index.
+
+    Args:
+      rows: the vectors.
+      dimension: D.
+      kind: `AUTO`, `FLAT`, `IVF_FLAT`, `IVF_SQ8` or a factory string of faiss.
+      recall_target: least recall@10 against exact search, for types that are not exact.
+      name: of the embedder, for errors.
+      done: told how many vectors were added.
+
+    Raises:
+      InputError: see `empty_index`; for vectors that cannot be compared, or if no breadth of search reaches
+        the target.
+    """
+    count = len(rows)
+    factory = factory_string(kind, count)
+    index = empty_index(factory, dimension)
+    if not index.is_trained:
+        _train(index, rows, factory)
+    exact = _is_exact(index)
+    sample = _sample(count, QUERIES)
+    search = None if exact else _ExactSearch(rows.take(sample), K + 1)
+    for first in range(0, count, _BLOCK):
+        block = rows.take(range(first, min(first + _BLOCK, count)))
+        check_vectors(block, name)
+        index.add(block)
+        if search:
+            search.add(block, first)
+        if done:
+            done(min(first + _BLOCK, count))
+    if index.ntotal != count:
+        raise InputError(f"index.type {factory} kept {index.ntotal} of {count} vectors; use another type.")
+    if search is None or count < 2:
+        return Built(index, factory, {}, 1.0, 0)
+    breadth, recall = _tune(index, rows, sample, search, recall_target)
+    if recall < recall_target:
+        tried = ", ".join(f"{name} {value}" for name, value in breadth.items())
+        raise InputError(
+            f"index.type {factory} finds {recall:.3f} of the nearest {K}{f' with {tried}' if tried else ''}, "
+            f"less than index.recall_target {recall_target}; lower the target or use ivf_flat or flat."
+        )
+    return Built(index, factory, breadth, recall, len(sample))
+
+
+def open_index(file: Path) -> Any:
+    """A written index, by memory map where its type can be."""
+    import faiss
+
+    try:
+        index = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError:  # the type has no way to be mapped
+        index = faiss.read_index(str(file))
+    return index
+
+
+def search_among(index: Any, rows: Sequence[int] | np.ndarray) -> Any:
+    """faiss's parameters of a search that finds these rows only."""
+    import faiss
+
+    kinds: Any = faiss  # faiss's own stubs know neither these types nor their fields
+    selector = kinds.IDSelectorBatch(np.asarray(rows, dtype=np.int64))
+    ivf = kinds.try_extract_index_ivf(index)
+    if ivf is not None:
+        # a few rows may all lie in lists far from the question's: every list is looked into
+        return kinds.SearchParametersIVF(sel=selector, nprobe=ivf.nlist)
+    inner = kinds.downcast_index(index)
+    if isinstance(inner, kinds.IndexHNSW):
+        return kinds.SearchParametersHNSW(sel=selector, efSearch=inner.hnsw.efSearch)
+    return kinds.SearchParameters(sel=selector)
+
+
+def _is_exact(index: Any) -> bool:
+    import faiss
+
+    return isinstance(faiss.downcast_index(index), faiss.IndexFlat)
+
+
+def _sample(count: int, size: int) -> np.ndarray:
+    """At most ``size`` of the rows, sorted, the same each time."""
+    if count <= size:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(_SEED).choice(count, size, replace=False))
+
+
+def _train(index: Any, rows: Rows, factory: str) -> None:
+    import faiss
+
+    lists = _lists(index)
+    wanted = max(_TRAINED_ON * lists, 65_536) if lists else 65_536
+    sample = rows.take(_sample(len(rows), wanted))
+    if lists:
+        clustering = faiss.extract_index_ivf(index).cp
+        clustering.min_points_per_centroid = 1  # a small corpus is no reason to warn
+        clustering.max_points_per_centroid = _TRAINED_ON
+    try:
+        index.train(sample)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        raise InputError(
+            f"index.type {factory} cannot be trained on {len(sample)} vectors ({reason}); use flat or auto."
+        ) from None
+
+
+def _lists(index: Any) -> int:
+    """Number of inverted lists, 0 of a type without."""
+    import faiss
+
+    ivf = faiss.try_extract_index_ivf(index)
+    return ivf.nlist if ivf is not None else 0
+
+
+class _ExactSearch:
+    """Exact nearest rows of some queries, found block by block."""
+
+    def __init__(self, queries: np.ndarray, k: int) -> None:
+        self.queries, self._k = queries, k
+        self.scores = np.empty((len(queries), 0), np.float32)
+        self.rows = np.empty((len(queries), 0), np.int64)
+
+    def add(self, block: np.ndarray, first: int) -> None:
+        scores = np.concatenate([self.scores, self.queries @ block.T], axis=1)
+        rows = np.broadcast_to(np.arange(first, first + len(block)), (len(self.queries), len(block)))
+        rows = np.concatenate([self.rows, rows], axis=1)
+        k = min(self._k, scores.shape[1])
+        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        self.scores = np.take_along_axis(scores, best, axis=1)
+        self.rows = np.take_along_axis(rows, best, axis=1)
+
+
+def _tune(
+    index: Any, rows: Rows, sample: np.ndarray, exact: _ExactSearch, target: float
+) -> tuple[dict[str, int], float]:
+    """The narrowest search that reaches the target, else the broadest; and its recall."""
+    import faiss
+
+    ivf = faiss.try_extract_index_ivf(index)
+    inner = faiss.downcast_index(index)
+    holder: Any
+    if ivf is not None:
+        name, most, holder = "nprobe", ivf.nlist, ivf
+    elif isinstance(inner, faiss.IndexHNSW):
+        name, most, holder = "efSearch", 4096, inner.hnsw
+    else:
+        return {}, _recall(index, rows, sample, exact)
+
+    def at(breadth: int) -> float:
+        setattr(holder, name, breadth)
+        return _recall(index, rows, sample, exact)
+
+    high = 1 if ivf is not None else 16
+    while high < most and at(high) < target:
+        high = min(2 * high, most)
+    low = high // 2 + 1
+    while low < high:  # recall does not fall as more is searched
+        middle = (low + high) // 2
+        low, high = (low, middle) if at(middle) >= target else (middle + 1, high)
+    return {name: high}, at(high)
+
+
+def _recall(index: Any, rows: Rows, sample: np.ndarray, exact: _ExactSearch) -> float:
+    """Mean share of the nearest `K` other rows that are found.
+
+    A row found counts if it is as near as the K-th of exact search: of equal vectors any will do.
+    """
+    _, found = index.search(exact.queries, K + 1)
+    shares = []
+    for query, row, got, true_rows, true_scores in zip(
+        exact.queries, sample, found, exact.rows, exact.scores, strict=True
+    ):
+        others = np.sort(true_scores[true_rows != row])[::-1][:K]
+        ids = [each for each in dict.fromkeys(got.tolist()) if each >= 0 and each != row][:K]
+        near = np.sort(rows.take(ids) @ query)[::-1][: len(others)] if ids else np.empty(0)
+        shares.append(np.count_nonzero(near >= others[-1] - 1e-6) / len(others))
+    return float(np.mean(shares))
