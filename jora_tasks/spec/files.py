@@ -34,8 +34,8 @@ def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
 def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSpec:
     """Read a YAML spec and apply ``key.subkey=value`` overrides, values parsed as YAML.
 
-    Relative ``documents.path``, ``questions.path`` and ``lora.init_from`` are taken from the spec file's
-    folder, and become absolute.
+    Relative ``documents.path``, ``questions.path``, ``prompts.mix_path`` and ``lora.init_from`` are taken
+    from the spec file's folder, and become absolute.
 
     Raises:
       InputError: for a missing or malformed file, an unknown field or a value out of bounds.
@@ -61,6 +61,7 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
         update={
             "documents": spec.documents.model_copy(update={"path": _absolute(folder, spec.documents.path)}),
             "questions": spec.questions.model_copy(update={"path": _absolute(folder, spec.questions.path)}),
+            "prompts": spec.prompts.model_copy(update={"mix_path": _absolute(folder, spec.prompts.mix_path)}),
             "lora": spec.lora.model_copy(update={"init_from": _absolute(folder, spec.lora.init_from)}),
         }
     )

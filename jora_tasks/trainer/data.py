@@ -180,13 +180,8 @@ def load_dataset(
 ) -> Dataset:
     """Read conversations and turn them into tokens with the model's own chat template.
 
-    Each record is Alpaca (``instruction``, optional ``input``, ``output``), a question
-    (``question``, ``answers`` or ``answer``; the first answer is learned) or chat (``messages``,
-    the last one the assistant's; only that one is scored). ``id`` is optional; by default the
-    record's number, from 1.
-
     Args:
-      path: a JSON list, or JSONL.
+      path: see `read_conversations`.
       model: Hugging Face folder whose tokenizer and chat template are used.
       max_length: tokens allowed in an example; none is ever cut.
       long_examples: longer ones are an ``error`` that names the longest, or with ``skip`` left out and
@@ -197,21 +192,17 @@ def load_dataset(
     """
     from jora_tasks.trainer.tokenizer import load_tokenizer
 
-    records = list(_records(Path(path)))
+    conversations = read_conversations(path)
     tokenizer = load_tokenizer(Path(model))
     examples, places = [], {}
-    for number, (where, record) in enumerate(records, 1):
-        messages = _messages(record, where)
+    for conversation in conversations:
         try:
-            input_ids, prompt_length = tokenizer.render(messages)
-            id_ = str(number if record.get("id") is None else record["id"])
-            example = Example.make(id_, input_ids, prompt_length=prompt_length)
+            input_ids, prompt_length = tokenizer.render(conversation.messages)
+            example = Example.make(conversation.id, input_ids, prompt_length=prompt_length)
         except InputError as error:
-            raise InputError(f"{where}: {error}") from None
+            raise InputError(f"{conversation.place}: {error}") from None
         examples.append(example)
-        places[example.id] = where
-    if not examples:
-        raise InputError(f"{path} has no records; give {FORMATS}.")
+        places[example.id] = conversation.place
     dataset = Dataset(tuple(examples))
     if max_length is None:
         return dataset
@@ -220,6 +211,40 @@ def load_dataset(
         return dataset.within(max_length, long_examples)
     except InputError as error:
         raise InputError(f"{places[longest]}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Messages that end with the assistant's; ``place`` is file and line, for errors."""
+
+    id: str
+    messages: list[dict[str, str]]
+    place: str
+
+
+def read_conversations(path: str | Path) -> list[Conversation]:
+    """Read conversations to learn from.
+
+    Each record is Alpaca (``instruction``, optional ``input``, ``output``), a question
+    (``question``, ``answers`` or ``answer``; the first answer is learned) or chat (``messages``,
+    the last one the assistant's; only that one is scored). ``id`` is optional; by default the
+    record's number, from 1.
+
+    Args:
+      path: a JSON list, or JSONL.
+
+    Raises:
+      InputError: naming file and line (in a JSON list, the item), or a file without records.
+    """
+    found = [
+        Conversation(
+            str(number if record.get("id") is None else record["id"]), _messages(record, where), where
+        )
+        for number, (where, record) in enumerate(_records(Path(path)), 1)
+    ]
+    if not found:
+        raise InputError(f"{path} has no records; give {FORMATS}.")
+    return found
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,3 +1,6 @@
+import json
+from collections import Counter
+
 import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
@@ -104,47 +107,27 @@ def test_budget_drops_whole_chunks_and_names_them(rag):
     budget = sorted(len(row["input_ids"]) for row in everything)[len(everything) // 2] - 30
     artifact = rag.prompts(prompts={"token_budget": budget})
     found, rows = retrieved(rag), rows_of(artifact)
-    assert any(row["dropped_ids"] for row in rows)
+    assert any(row["dropped"] for row in rows)
     for row in rows:
         assert len(row["input_ids"]) <= budget
         assert row["messages"][1]["content"].endswith(f"Question: {row['question']}")
         if row["split"] == "train":
             assert row["oracle_ids"] == [oracle_of(rag, row["example_id"])]
         else:
-            assert sorted([*row["context_ids"], *row["dropped_ids"]]) == sorted(found[row["example_id"]])
+            dropped = [each["chunk_id"] for each in row["dropped"]]
+            assert sorted([*row["context_ids"], *dropped]) == sorted(found[row["example_id"]])
             ranks = [found[row["example_id"]].index(id_) for id_ in row["context_ids"]]
             assert ranks == sorted(ranks)
-        assert row["dropped_reason"] == (f"over the budget of {budget} tokens" if row["dropped_ids"] else "")
-    assert artifact.counts["dropped_chunks"] == sum(len(row["dropped_ids"]) for row in rows)
+            assert {each["reason"] for each in row["dropped"]} <= {"over the budget"}
+    reasons = Counter(each["reason"] for row in rows for each in row["dropped"])
+    assert artifact.counts["dropped"] == reasons and reasons.keys() == {"over the budget", "replaced"}
 
 
-def test_a_chunk_that_does_not_fit_makes_way_for_a_shorter_one(byte_tokenizer_folder):
-    from jora_tasks.spec import PromptsConfig
-    from jora_tasks.stages.prompts import Passage, pack
-    from jora_tasks.trainer.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(byte_tokenizer_folder)
-    config = PromptsConfig(token_budget=300, instruction="i")
-    passages = [
-        Passage(name, "d", "h", "x" * size, False) for name, size in (("a", 80), ("b", 200), ("c", 20))
-    ]
-    prompt = pack(passages, "q", "5", config, tokenizer)
-    assert [passage.chunk_id for passage in prompt.passages] == ["a", "c"]
-    assert [passage.chunk_id for passage in prompt.dropped] == ["b"]
-    assert len(prompt.input_ids) <= 300
-
-
-def test_a_question_over_the_budget_and_an_answer_without_token_are_refused(rag, byte_tokenizer_folder):
-    from jora_tasks.spec import PromptsConfig
-    from jora_tasks.stages.prompts import pack
-    from jora_tasks.trainer.tokenizer import load_tokenizer
-
+def test_a_question_over_the_budget_is_refused(rag):
     rag.questions[3]["question"] = "why " * 100
     with pytest.raises(InputError, match=r"'why why.*…' .* without any source; raise prompts\.token_budget"):
         rag.prompts(prompts={"token_budget": 300})
     assert rag.left("prompts") == []
-    with pytest.raises(InputError, match="answer '' to 'q' has no token"):
-        pack([], "q", "", PromptsConfig(), load_tokenizer(byte_tokenizer_folder))
 
 
 def test_counts(rag):
@@ -195,3 +178,89 @@ def test_stages_before_training_import_neither_jax_nor_airflow():
     heavy = ("jax", "torch", "faiss", "airflow", "transformers", "sentence_transformers", "pyarrow")
     code += f"loaded = [name for name in {heavy} if name in sys.modules]\nassert not loaded, loaded\n"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_raft_without_oracle_abstains_and_is_counted(rag):
+    settings = {"oracle_fraction": 0.5, "without_oracle": "abstain", "distractors": 2, "cite": True}
+    artifact = rag.prompts(prompts=settings)
+    rows = [row for row in rows_of(artifact) if row["split"] == "train"]
+    without = [row for row in rows if not row["oracle_ids"]]
+    assert 0 < len(without) < len(rows)
+    for row in rows:
+        target = row["messages"][-1]["content"]
+        assert len(row["distractor_ids"]) == 2
+        assert row["abstains"] == (row in without)
+        if row["abstains"]:
+            assert target == "The sources do not say."
+            assert not {oracle_of(rag, row["example_id"])} & set(row["context_ids"])
+        else:
+            (label,) = row["oracle_labels"]
+            assert target == f"{row['answers'][0]} [{label}]"
+            assert row["context_ids"][label - 1] == oracle_of(rag, row["example_id"])
+    counts = artifact.counts
+    assert counts["training"]["abstaining"] == counts["training"]["drawn_without_oracle"] == len(without)
+    assert counts["oracles_per_prompt"] == {"0": len(without), "1": len(rows) - len(without)}
+    places = Counter(str(label) for row in rows for label in row["oracle_labels"])
+    assert counts["oracle_positions"] == dict(sorted(places.items()))
+
+
+def test_held_out_prompts_do_not_depend_on_how_training_ones_are_made(rag):
+    settings = {"oracle_fraction": 0.1, "distractors": 1, "distractor_source": "random", "seed": 3}
+    settings["further_instructions"] = ["Say it."]
+    plain, other = rows_of(rag.prompts()), rows_of(rag.prompts(prompts=settings))
+    assert [row for row in plain if row["split"] != "train"] == [
+        row for row in other if row["split"] != "train"
+    ]
+    assert {row["messages"][0]["content"] for row in other if row["split"] == "train"} == {
+        "Say it.",
+        rag.spec().prompts.instruction,
+    }
+
+
+def test_citations_are_asked_for_everywhere(rag):
+    cite = rag.spec().prompts.cite_instruction
+    for row in rows_of(rag.prompts(prompts={"cite": True})):
+        assert row["messages"][0]["content"].endswith(cite)
+
+
+def test_training_questions_that_give_a_held_out_one_away_are_left_out_and_listed(rag):
+    rag.questions[0]["question"] = rag.questions[-1]["question"].upper() + "?"
+    artifact = rag.prompts()
+    assert rag.questions[0]["id"] not in {row["example_id"] for row in rows_of(artifact)}
+    assert artifact.counts["overlap"] == {"train": {"exact": 1}, "instructions": {}, "dev": {}, "left_out": 1}
+    (line,) = artifact.file("overlap.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == rag.questions[0]["id"]
+    assert json.loads(line)["other"] == rag.questions[-1]["id"]
+    kept = rag.prompts(prompts={"remove_overlap": False})
+    assert len(rows_of(kept)) == 16 and kept.counts["overlap"]["left_out"] == 0
+    assert kept.file("overlap.jsonl").is_file()
+    for row in rag.questions[:8]:
+        row["question"] = rag.questions[-1]["question"]
+    with pytest.raises(InputError, match="All 8 training questions overlap"):
+        rag.prompts()
+
+
+def test_general_instructions_are_mixed_in_at_their_share(rag):
+    mix = [{"instruction": f"Add {i} and 1.", "output": str(i + 1)} for i in range(40)]
+    mix[3]["instruction"] = "x" * 2000
+    mix.append({"instruction": rag.questions[-1]["question"], "output": "leak"})
+    path = rag.folder / "alpaca.json"
+    path.write_text(json.dumps(mix))
+    settings = {"mix_path": str(path), "mix_fraction": 0.5}
+    artifact = rag.prompts(prompts=settings)
+    rows = rows_of(artifact)
+    mixed = [row for row in rows if row["kind"] == "instruction"]
+    assert {row["split"] for row in mixed} == {"train"}
+    counts = artifact.counts["instructions"]
+    assert counts["mixed_in"] == len(mixed) and counts["mixed_in"] + counts["over_the_budget"] == 8
+    assert rows[: -len(mixed)] == rows_of(rag.prompts())
+    assert all(not row["context_ids"] and "[1]" not in row["messages"][0]["content"] for row in mixed)
+    assert "leak" not in {row["answers"][0] for row in mixed}
+    everything = rag.prompts(prompts={**settings, "mix_fraction": 0.9})
+    assert everything.counts["instructions"] == {"mixed_in": 39, "over_the_budget": 1, "fewer_than_asked": 32}
+    assert everything.counts["overlap"]["instructions"] == {"exact": 1}
+    path.write_text(json.dumps(mix[:20]))
+    assert rag.prompts(prompts=settings).key != artifact.key
+    path.write_text("[]")
+    with pytest.raises(InputError, match=r"alpaca\.json has no records"):
+        rag.prompts(prompts=settings)
