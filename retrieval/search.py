@@ -13,6 +13,7 @@ import numpy as np
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec import RetrievalConfig
+from retrieval.chunk_table import ChunkTable
 from retrieval.chunking import Chunk
 from retrieval.embedding import Embedder
 from retrieval.fusion import fuse
@@ -176,12 +177,13 @@ class Searcher:
         )
 
 
-def _allowed(chunks: Sequence[Chunk], filters: Mapping[str, str | tuple[str, ...]]) -> np.ndarray | None:
+def _allowed(chunks: ChunkTable, filters: Mapping[str, str | tuple[str, ...]]) -> np.ndarray | None:
     """Which chunks pass the filters: bool [N], None if all do."""
     if not filters:
         return None
     wanted = {key: {value} if isinstance(value, str) else set(value) for key, value in filters.items()}
-    known = {key for chunk in chunks for key in chunk.metadata}
+    metadata = [dict(pairs) for pairs in chunks.columns("metadata")["metadata"]]
+    known = {key for each in metadata for key in each}
     for key in wanted:
         if key not in known:
             raise InputError(
@@ -189,7 +191,7 @@ def _allowed(chunks: Sequence[Chunk], filters: Mapping[str, str | tuple[str, ...
                 f"use {', '.join(sorted(known)) or 'no filter, since they have none'}."
             )
     allowed = np.array(
-        [all(chunk.metadata.get(key) in values for key, values in wanted.items()) for chunk in chunks]
+        [all(each.get(key) in values for key, values in wanted.items()) for each in metadata], dtype=bool
     )
     if not allowed.any():
         raise InputError(

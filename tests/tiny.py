@@ -67,6 +67,31 @@ def write_tiny_embedder(folder: Path, seed: int) -> Path:
     return folder
 
 
+def write_tiny_reranker(folder: Path, labels: int = 1) -> Path:
+    """A cross-encoder of one random layer over `write_tiny_embedder`'s tokens."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    embedder = write_tiny_embedder(folder.with_name(folder.name + "-embedder"), seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(embedder)
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=1.0,
+        num_labels=labels,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CrossEncoder(str(folder), max_length=64).save_pretrained(str(folder))
+    return folder
+
+
 def write_byte_tokenizer(folder: Path) -> Path:
     """A model folder whose tokens are bytes: config, tokenizer, chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

@@ -65,10 +65,13 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         from retrieval.search import mode_of
 
         searcher = open_searcher(spec, index, models)
-        chunks_of = by_document(searcher.index.chunks)
         texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
         labelled, missing = with_evidence(questions, texts, settings.missing_evidence)
         write_missing(missing, target)
+        labelled_documents = {span.document_id for _, spans in labelled for span in spans}
+        chunks_of = by_document(
+            chunk for chunk in searcher.index.chunks if chunk.document_id in labelled_documents
+        )
         asked = [
             Asked(question, spans, [chunk.id for chunk in relevant_chunks(spans, chunks_of)])
             for question, spans in labelled

@@ -7,6 +7,7 @@ import pytest
 from jora_tasks.errors import InputError
 from jora_tasks.stages.contexts import retrieve_contexts
 from retrieval.index import read_chunks
+from tests.tiny import write_tiny_reranker
 
 
 def rows_of(artifact):
@@ -143,3 +144,66 @@ def test_questions_by_document_and_by_a_field_of_choice(rag):
     rag.questions[0].pop("split")
     with pytest.raises(InputError, match="has no"):  # all have their evidence in one document
         rag.contexts(questions={"split_by": "document"})
+
+
+def test_the_dev_questions_choose_the_retriever(rag):
+    for question in rag.questions[2:12]:
+        question["split"] = "dev"
+    contexts = rag.contexts()
+    retriever = contexts.counts["retriever"]
+    assert retriever["mode"] in ("lexical", "hybrid")  # the embedder's weights are random
+    chosen = retriever["minus_dense"][str(retriever["dense_weight"])]
+    assert chosen["interval"][0] > 0
+    assert (retriever["dev_questions"], retriever["groups"], retriever["measure"]) == (10, 10, "recall@3")
+    set_ = {"mode": retriever["mode"], "dense_weight": retriever["dense_weight"] or 0.5}
+    assert rows_of(rag.contexts(retrieval=set_)) == rows_of(contexts)
+    assert rows_of(rag.contexts(retrieval={"mode": "dense"})) != rows_of(contexts)
+
+
+def test_train_and_test_questions_have_no_say_in_the_choice(rag):
+    for question in rag.questions:
+        if question["split"] == "dev":
+            question["evidence"] = []
+    contexts = rag.contexts()
+    assert contexts.counts["retriever"]["mode"] == "dense"
+    assert "no dev question has evidence" in contexts.counts["retriever"]["reason"]
+    assert rows_of(contexts) == rows_of(rag.contexts(retrieval={"mode": "dense"}))
+
+
+def test_a_question_without_result_counts_as_zero(rag):
+    known = rag.contexts(retrieval={"mode": "lexical"})
+    rag.questions[-1]["question"] = "zebra"
+    contexts = rag.contexts(retrieval={"mode": "lexical"})
+    assert contexts.counts["without_result"] == 1
+    row = rows_of(contexts)[-1]
+    assert row["contexts"] == row["candidates"] == []
+    assert dict(row["measures"]) == {"recall@1": 0, "recall@3": 0, "rr@3": 0, "ndcg@3": 0}
+    drop = dict(rows_of(known)[-1]["measures"])["recall@3"] / 6
+    assert known.counts["recall_at_k"]["3"] - contexts.counts["recall_at_k"]["3"] == pytest.approx(drop)
+
+
+def test_the_same_contexts_for_every_question_are_said(rag):
+    assert "warning" not in rag.contexts().counts
+    for number, question in enumerate(rag.questions):
+        question |= {"question": "The same question?", "id": f"q{number}"}
+    counts = rag.contexts().counts
+    assert counts["distinct_rankings"] == 1
+    assert counts["warning"].startswith("every question has the same contexts")
+
+
+def test_a_reranker_is_an_input_of_the_contexts(rag, tmp_path):
+    folder = write_tiny_reranker(tmp_path / "reranker")
+    plain, reranked = rag.contexts(), rag.contexts(retrieval={"reranker": str(folder)})
+    assert reranked.key != plain.key
+    assert reranked.manifest["inputs"]["reranker"]["name"] == "reranker"
+    assert str(folder) not in (reranked.path / "manifest.json").read_text()
+    moved = folder.rename(tmp_path / "elsewhere")
+    assert rag.contexts(retrieval={"reranker": str(moved)}).key == reranked.key
+    with pytest.raises(InputError, match=r"retrieval\.reranker: 'nowhere' is neither a folder nor a hub id"):
+        rag.contexts(retrieval={"reranker": "nowhere"})
+
+
+def test_the_settings_of_the_choice_count_only_where_there_is_one(rag):
+    auto, dense = rag.contexts(), rag.contexts(retrieval={"mode": "dense"})
+    assert rag.contexts(evaluation={"confidence": 0.9}).key != auto.key
+    assert rag.contexts(evaluation={"confidence": 0.9}, retrieval={"mode": "dense"}).key == dense.key
