@@ -74,10 +74,22 @@ def parse_lines(text: str, path: Path) -> Iterator[tuple[int, Any]]:
     # split on newlines alone: JSON strings may hold U+2028 and other line separators
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            value = _parse(line, path, number)
-            if "\\u" in line:  # nothing but an escape brings half a pair into text that was UTF-8
-                _check_unicode(value, f"{path}:{number}")
-            yield number, value
+            yield number, parse_line(line, f"{path}:{number}")
+
+
+def parse_line(line: str, place: str) -> Any:
+    """The value of one JSON line.
+
+    Args:
+      place: what to name in an error.
+
+    Raises:
+      InputError: as `parse_lines`.
+    """
+    value = _parse(line, place)
+    if "\\u" in line:  # nothing but an escape brings half a pair into text that was UTF-8
+        _check_unicode(value, place)
+    return value
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -92,16 +104,19 @@ def read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _parse(text: str, path: Path, line: int | None = None) -> Any:
+def _parse(text: str, place: Path | str) -> Any:
+    """The value of a text; an error names its line, unless the place does so already."""
+    line = None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        line, reason = line or error.lineno, f"{error.msg}, column {error.colno}"
+        line, reason = error.lineno, f"{error.msg}, column {error.colno}"
     except RecursionError:
         reason = "nested too deeply"
     except ValueError as error:  # a number of thousands of digits
         reason = str(error).split(";")[0]
-    place = f"{path}:{line}" if line else str(path)
+    if line and isinstance(place, Path):
+        place = f"{place}:{line}"
     raise InputError(f"{place} is not JSON that can be read ({reason}); mend it there.")
 
 

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MARKDOWN = (".md", ".html", ".htm", ".jsonl")  # HTML headings have become Markdown's
+# Headings of HTML and Word files have become Markdown's.
+MARKDOWN = (".md", ".html", ".htm", ".docx", ".jsonl", ".csv", ".tsv", ".parquet")
 RESTRUCTURED = (".rst",)
 
 _ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")

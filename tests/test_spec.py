@@ -54,6 +54,8 @@ def test_paths_are_relative_to_the_spec_file(tmp_path: Path) -> None:
     assert load_spec(None).lora.init_from == ""
     assert spec.documents.path == str(tmp_path / "handbook")
     assert spec.questions.path == "/data/q.jsonl"
+    file.write_text("documents: {path: s3://bucket/handbook}\n")
+    assert load_spec(file).documents.path == "s3://bucket/handbook"
 
 
 def test_overrides_are_yaml_values() -> None:
@@ -87,6 +89,9 @@ def test_overrides_are_yaml_values() -> None:
         ("lora.layers_to_transform=[-1]", "lora.layers_to_transform"),
         ("lora.modules_to_save=[norm]", "lora.modules_to_save"),
         ('documents.path="a\\0b"', "documents.path"),
+        ("documents.path=https://me:pw@host/docs", "documents.path: a URL must hold no password and no"),
+        ("documents.encoding=klingon", "documents.encoding"),
+        ("documents.metadata_columns=['']", "documents.metadata_columns"),
     ],
 )
 def test_a_bad_setting_is_named(override: str, named: str) -> None:

@@ -22,6 +22,7 @@ from jora_tasks.spec import (
     PATTERN_SIGN,
     PROJECTIONS,
     RunSpec,
+    absolute,
     load_spec,
     parse_spec,
 )
@@ -111,8 +112,8 @@ def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:
             )
         if name == _TARGETS and len(value) == 1 and value[0] not in PROJECTIONS + FUSED_PROJECTIONS:
             (value,) = value
-        elif name in _PATHS and value:
-            value = str((_spec_folder() / value).resolve())
+        elif name in _PATHS:
+            value = absolute(_spec_folder(), value)
         _set(data, name, value)
     return parse_spec(data, source="The run's conf")
 

@@ -5,12 +5,13 @@ YAML files, ``--set key=value``, the Airflow trigger form and the artifacts' key
 bounds, since people meet them in a form.
 """
 
-from jora_tasks.spec.documents import DEFAULT_EMBEDDER, DocumentsConfig, IndexConfig
+from jora_tasks.spec.documents import DEFAULT_EMBEDDER, DocumentsConfig, Encoding, IndexConfig
 from jora_tasks.spec.evaluation import EvaluationConfig, RegistryConfig
 from jora_tasks.spec.files import dump_spec, load_spec, parse_spec
 from jora_tasks.spec.prompts import PromptsConfig, QuestionsConfig
 from jora_tasks.spec.retrieval import AUTO_MODE, RetrievalConfig
 from jora_tasks.spec.run import RunSpec
+from jora_tasks.spec.section import absolute, is_url
 from jora_tasks.spec.training import (
     ALL_LINEAR,
     DEFAULT_BASE_MODEL,
@@ -32,6 +33,7 @@ __all__ = [
     "PATTERN_SIGN",
     "PROJECTIONS",
     "DocumentsConfig",
+    "Encoding",
     "EvaluationConfig",
     "IndexConfig",
     "LoraConfig",
@@ -43,7 +45,9 @@ __all__ = [
     "RetrievalConfig",
     "RunSpec",
     "TrainConfig",
+    "absolute",
     "dump_spec",
+    "is_url",
     "load_spec",
     "parse_spec",
 ]

@@ -3,18 +3,85 @@
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from jora_tasks.spec.section import LOCAL_PATH, Section
+from jora_tasks.spec.section import LOCAL_PATH, SECRET, Section, is_url
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
+
+# fmt: off
+Encoding = Literal[
+    "auto", "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "koi8_r",
+    "iso8859_2", "iso8859_15", "mac_roman", "cp437", "cp932", "euc_jp", "gb18030", "big5", "cp949",
+]
+# fmt: on
+Column = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00]+$")]
 
 
 class DocumentsConfig(Section):
     path: Annotated[
-        str, Field(description="Folder of .txt, .md, .rst, .html and .jsonl files.", **LOCAL_PATH)
+        str,
+        Field(
+            description="Folder of .txt, .md, .rst, .html, .pdf, .docx, .jsonl, .csv, .tsv, .parquet and "
+            ".zip files, one such file, or a URL that fsspec opens, as in s3://bucket/handbook.",
+            **LOCAL_PATH,
+        ),
     ] = "documents"
+    text_column: Annotated[
+        Column, Field(description="Column of tables and field of JSON rows that holds the text.")
+    ] = "text"
+    id_column: Annotated[
+        Column, Field(description="Column of the document's id; without it, file and number of the row.")
+    ] = "id"
+    title_column: Annotated[Column, Field(description="Column of the title; without it, the id.")] = "title"
+    metadata_columns: Annotated[
+        tuple[Column, ...],
+        Field(description="Columns kept as metadata, beside what JSON rows have under metadata."),
+    ] = ()
+    encoding: Annotated[
+        Encoding,
+        Field(description="Encoding of text that is not UTF-8, UTF-16 or UTF-32; auto guesses it."),
+    ] = "auto"
+    max_file_mib: Annotated[
+        int, Field(ge=1, le=2048, description="Largest file of one document, and longest row, in MiB.")
+    ] = 100
+    max_archive_mib: Annotated[
+        int, Field(ge=1, le=2**20, description="Most that the files of a .zip come to unpacked, in MiB.")
+    ] = 4096
+    unreadable: Annotated[
+        Literal["skip", "error"],
+        Field(description="A file or row that cannot be read: leave it out and report it, or stop."),
+    ] = "skip"
+    duplicates: Annotated[
+        Literal["keep", "drop"],
+        Field(
+            description="Documents with the text of an earlier one: keep them, since questions may name "
+            "either id, or drop them; they are counted."
+        ),
+    ] = "keep"
+
+    @field_validator("path")
+    @classmethod
+    def _without_secrets(cls, value: str) -> str:
+        if is_url(value) and (urlsplit(value).password or urlsplit(value).query):
+            raise PydanticCustomError(
+                SECRET,
+                "a URL must hold no password and no query, since it is written to logs and records; "
+                "give credentials in the environment, as fsspec's file system has them",
+            )
+        return value
+
+    @field_validator("metadata_columns", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    def making(self) -> dict[str, Any]:
+        """The settings that decide what a corpus holds, as JSON: not where the documents lie."""
+        return self.model_dump(mode="json", exclude={"path", "unreadable"})
 
 
 class IndexConfig(Section):

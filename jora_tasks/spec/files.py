@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec.run import RunSpec
+from jora_tasks.spec.section import SECRET, absolute
 
 
 def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
@@ -59,10 +60,10 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
     spec = parse_spec(data, source=str(path or "spec"))
     return spec.model_copy(
         update={
-            "documents": spec.documents.model_copy(update={"path": _absolute(folder, spec.documents.path)}),
-            "questions": spec.questions.model_copy(update={"path": _absolute(folder, spec.questions.path)}),
-            "prompts": spec.prompts.model_copy(update={"mix_path": _absolute(folder, spec.prompts.mix_path)}),
-            "lora": spec.lora.model_copy(update={"init_from": _absolute(folder, spec.lora.init_from)}),
+            "documents": spec.documents.model_copy(update={"path": absolute(folder, spec.documents.path)}),
+            "questions": spec.questions.model_copy(update={"path": absolute(folder, spec.questions.path)}),
+            "prompts": spec.prompts.model_copy(update={"mix_path": absolute(folder, spec.prompts.mix_path)}),
+            "lora": spec.lora.model_copy(update={"init_from": absolute(folder, spec.lora.init_from)}),
         }
     )
 
@@ -70,10 +71,6 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
 def dump_spec(spec: RunSpec) -> str:
     """The spec as YAML that `load_spec` reads back to an equal spec."""
     return yaml.safe_dump(json.loads(spec.model_dump_json()), sort_keys=False)
-
-
-def _absolute(folder: Path, path: str) -> str:
-    return str((folder / path).resolve()) if path else ""
 
 
 def _set(data: dict[str, Any], override: str) -> None:
@@ -121,7 +118,8 @@ def _explain(error: ValidationError, source: str) -> str:
     if first["type"] == "model_type":
         return f"{source}: {field} must be a mapping of settings, as in {field}: {{name: value}}."
     value = first["input"]
-    shown = "" if isinstance(value, dict | BaseModel) else f" (got {reprlib.repr(value)})"
+    hidden = first["type"] == SECRET or isinstance(value, dict | BaseModel)
+    shown = "" if hidden else f" (got {reprlib.repr(value)})"
     message = first["msg"].removeprefix("Value error, ")
     return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
 

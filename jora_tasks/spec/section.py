@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 LOCAL_PATH: dict[str, Any] = {"min_length": 1, "max_length": 4000, "pattern": r"^[^\x00]+$"}
 LARGEST_SEED = 2**32 - 1
+SECRET = "url_with_secret"  # noqa: S105 (type of an error whose value is not shown)
 
 
 class Section(BaseModel):
@@ -17,3 +20,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True
     )
+
+
+def is_url(path: str) -> bool:
+    """Whether a path is a URL, as in ``s3://bucket/handbook``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def absolute(folder: Path, path: str) -> str:
+    """A path taken from a folder; a URL or an empty path as it is."""
+    return path if not path or is_url(path) else str((folder / path).resolve())

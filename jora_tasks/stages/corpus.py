@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_bytes, digest_file, digest_json
-from jora_tasks.errors import InputError
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file, digest_json
+from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.progress import Progress
-from jora_tasks.reading import unreadable_refused
-from jora_tasks.spec import RunSpec
+from jora_tasks.spec import DocumentsConfig, RunSpec, is_url
+from jora_tasks.tables import TableWriter
 
 if TYPE_CHECKING:
     from retrieval.documents import Document
+    from retrieval.files import SourceFile
 
-VERSION = 2
+VERSION = 3
 DOCUMENTS = "documents.parquet"
+UNREADABLE = "unreadable.parquet"
+_TOLD_EVERY = 0.2  # seconds
+_REASONS_SHOWN = 3
 
 
 def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Artifact:
-    """Read the documents folder of the spec.
+    """Read the documents of the spec, one at a time.
 
-    The artifact holds ``documents.parquet``: document_id, source, title, text, digest and metadata, sorted
-    by document_id. Its counts say what changed since the last corpus of this name.
+    The artifact holds ``documents.parquet`` (document_id, source, title, text, digest, metadata; in
+    the order of files by path, then of their rows) and ``unreadable.parquet`` (source, reason), what
+    gave no document. Its counts are those of `retrieval.collection.Tally`, and what changed since the
+    last corpus of this name.
 
     Raises:
-      InputError: see `retrieval.documents.load_documents`.
+      InputError: see `retrieval.files.local_files`, `retrieval.remote.remote_files` and
+        `retrieval.collection.collect`.
+      RunStopped: if a file changed while it was read.
     """
-    from retrieval.documents import document_files, load_documents
+    with _files(spec.documents, store, progress) as files:
+        before = {file.name: file.state() for file in files}
+        source = Source("documents", Path(spec.documents.path).name, _digest(files))
 
-    folder = Path(spec.documents.path)
-    with unreadable_refused(f"documents.path {folder}"):
-        files = {file.relative_to(folder).as_posix(): digest_file(file) for file in document_files(folder)}
-    source = Source("documents", folder.name, digest_json(files))
+        def write(target: Path) -> Mapping[str, Any]:
+            counts, digests = _write(target, files, spec.documents, progress)
+            changed = [file.name for file in files if file.state() != before[file.name]]
+            if changed:
+                raise RunStopped(f"documents.path: {changed[0]} changed while it was read; run this again.")
+            return counts | changes(digests, _previous(spec, store))
 
-    def write(target: Path) -> Mapping[str, Any]:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        documents = load_documents(folder)
-        rows: list[dict[str, Any]] = [
-            {
-                "document_id": document.id,
-                "source": document.source,
-                "title": document.title,
-                "text": document.text,
-                "digest": digest_bytes(document.text.encode()),
-                "metadata": list(document.metadata.items()),
-            }
-            for document in documents
-        ]
-        pq.write_table(pa.Table.from_pylist(rows, schema=documents_schema()), target / DOCUMENTS)
-        progress("corpus", done=len(documents), total=len(documents), unit="documents")
-        return {
-            "documents": len(documents),
-            "characters": sum(len(document.text) for document in documents),
-            **changes({row["document_id"]: row["digest"] for row in rows}, _previous(spec, store)),
-        }
-
-    return store.build("corpus", version=VERSION, settings={}, inputs={"documents": source}, write=write)
+        corpus = store.build(
+            "corpus",
+            version=VERSION,
+            settings=spec.documents.making(),
+            inputs={"documents": source},
+            write=write,
+        )
+    if not corpus.reused:
+        return corpus
+    if spec.documents.unreadable == "error" and corpus.counts["unreadable"]:
+        raise InputError(_reasons(corpus)[0])
+    # the changes in its manifest are those since the corpus that was the last one then
+    counts = {**corpus.counts, **changes(document_digests(corpus), _previous(spec, store))}
+    return replace(corpus, manifest={**corpus.manifest, "counts": counts})
 
 
 def documents_schema() -> Any:
@@ -94,11 +98,98 @@ def document_texts(corpus: Artifact) -> dict[str, str]:
 
 
 def document_digests(corpus: Artifact) -> dict[str, str]:
-    """Document id → digest of its text."""
+    """Document id → digest of all that later stages read of it."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(corpus.file(DOCUMENTS), columns=["document_id", "digest"]).to_pydict()
     return dict(zip(table["document_id"], table["digest"], strict=True))
+
+
+@contextlib.contextmanager
+def _files(config: DocumentsConfig, store: ArtifactStore, progress: Progress) -> Iterator[list[SourceFile]]:
+    """The files of documents, on this machine as long as the block lasts."""
+    from retrieval.files import local_files
+    from retrieval.remote import remote_files
+
+    if not is_url(config.path):
+        yield local_files(Path(config.path))
+        return
+
+    def told(done: int, total: int) -> None:
+        progress("corpus", done=done, total=total, unit="files fetched")
+
+    with remote_files(config.path, store.home / "cache" / "documents", told) as files:
+        yield files
+
+
+def _digest(files: list[SourceFile]) -> str:
+    """Of the names and contents; a file that cannot be read counts by what is wrong with it."""
+
+    def content(file: SourceFile) -> str:
+        try:
+            return file.problem or digest_file(file.path)
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+
+    return digest_json({file.name: content(file) for file in files})
+
+
+def _write(
+    target: Path, files: list[SourceFile], config: DocumentsConfig, progress: Progress
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Write both tables; the counts, and document id → digest."""
+    import pyarrow as pa
+
+    from retrieval.collection import Tally, collect
+    from retrieval.documents import Unreadable, document_digest
+
+    tally, reasons, digests = Tally(), list[str](), dict[str, str]()
+    told = 0.0
+    unreadable_schema = pa.schema([("source", pa.string()), ("reason", pa.string())])
+    with (
+        TableWriter(target / DOCUMENTS, documents_schema()) as documents,
+        TableWriter(target / UNREADABLE, unreadable_schema) as unreadable,
+    ):
+
+        def report(found: Unreadable) -> None:
+            unreadable.add(asdict(found))
+            if len(reasons) < _REASONS_SHOWN:
+                reasons.append(found.reason)
+
+        for document in collect(files, config, tally, report):
+            digests[document.id] = document_digest(document)
+            documents.add(
+                {
+                    "document_id": document.id,
+                    "source": document.source,
+                    "title": document.title,
+                    "text": document.text,
+                    "digest": digests[document.id],
+                    "metadata": list(document.metadata.items()),
+                },
+                len(document.text),
+            )
+            if time.monotonic() - told > _TOLD_EVERY:
+                told = time.monotonic()
+                progress(
+                    "corpus", done=tally.files, total=len(files), unit="files", documents=tally.documents
+                )
+    progress("corpus", done=tally.files, total=len(files), unit="files", documents=tally.documents)
+    return asdict(tally) | ({"first_unreadable": reasons} if reasons else {}), digests
+
+
+def _reasons(corpus: Artifact) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(corpus.file(UNREADABLE), columns=["reason"]).to_pydict()["reason"]
+
+
+def _previous(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
+    """Document id → digest in the last corpus of this name; empty if there is none."""
+    try:
+        return document_digests(store.latest(spec.name, "corpus"))
+    except InputError:
+        return {}
 
 
 def changes(now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, int]:
@@ -111,11 +202,3 @@ def changes(now: Mapping[str, str], before: Mapping[str, str]) -> dict[str, int]
         "removed": len(before.keys() - now.keys()),
         "unchanged": unchanged,
     }
-
-
-def _previous(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:
-    """Document id → digest in the last corpus of this name; empty if there is none."""
-    try:
-        return document_digests(store.latest(spec.name, "corpus"))
-    except InputError:
-        return {}

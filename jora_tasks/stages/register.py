@@ -26,7 +26,7 @@ from jora_tasks.registry import (
     RegisteredAdapter,
     Registry,
 )
-from jora_tasks.spec import RunSpec
+from jora_tasks.spec import RunSpec, is_url
 
 # Settings that may hold a local path; a registry is shared, so it gets the last name alone.
 _PATHS = ("documents.path", "questions.path", "index.embedder", "model.base", "lora.init_from")
@@ -193,7 +193,7 @@ def _params(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             yield from _params(value, f"{name}.")
-        elif name in _PATHS and (Path(value).is_absolute() or Path(value).exists()):
+        elif name in _PATHS and (is_url(value) or Path(value).is_absolute() or Path(value).exists()):
             yield name, Path(value).name
         elif isinstance(value, str):
             yield name, value

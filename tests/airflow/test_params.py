@@ -102,6 +102,8 @@ def test_target_modules_are_several_choices():
 
 def test_layers_and_modules_are_lists():
     assert form_takes("lora.layers_to_transform", [0, 5]) and not form_takes("lora.layers_to_transform", [-1])
+    assert form_takes("documents.metadata_columns", ["year", "author"])
+    assert not form_takes("documents.metadata_columns", [""])
     assert form_takes("lora.modules_to_save", ["lm_head"]) and not form_takes("lora.modules_to_save", ["x"])
     spec = spec_from_params({"lora.layers_to_transform": [5, 0], "lora.init_from": ""}, RunSpec())
     assert (spec.lora.layers_to_transform, spec.lora.init_from) == ((0, 5), "")
@@ -134,9 +136,8 @@ def test_defaults_come_from_the_named_spec(tmp_path: Path, monkeypatch):
     defaults = values(SECTIONS, base_spec())
     assert defaults["retrieval.top_k"] == 7
     assert defaults["documents.path"] == str(tmp_path / "papers")
-    assert spec_from_params({"documents.path": "other"}, base_spec()).documents.path == str(
-        tmp_path / "other"
-    )
+    for given, taken in (("other", str(tmp_path / "other")), ("s3://bucket/x", "s3://bucket/x")):
+        assert spec_from_params({"documents.path": given}, base_spec()).documents.path == taken
 
 
 def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):

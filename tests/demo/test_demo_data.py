@@ -14,9 +14,9 @@ from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.documents import FACTS, airflow_sections, section_document
 from jora_tasks.demo.questions import PHRASINGS
 from retrieval.chunking import sections
-from retrieval.documents import load_documents
 from retrieval.evidence import resolve
 from retrieval.questions import read_questions
+from tests.retrieval.collecting import read
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def questions(demo):
 
 @pytest.fixture(scope="module")
 def documents(demo):
-    return {document.id: document for document in load_documents(demo[0] / "documents")}
+    return read(demo[0] / "documents").by_id
 
 
 def test_enough_questions_and_documents(demo, questions, documents):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, BinaryIO
+
+from jora_tasks.spec import DocumentsConfig
+from retrieval.loaders.encoding import decode
 
 _LEFT_OUT = "script, style, noscript, template, svg, nav, header, footer, aside, form, iframe"
 _MAIN = ("main", "[role=main]", "article", "body")
@@ -15,6 +18,11 @@ _BLOCKS = frozenset((
 ))
 # fmt: on
 _CELLS = frozenset(("td", "th"))
+
+
+def read_html(stream: BinaryIO, source: str, config: DocumentsConfig) -> tuple[str, str]:
+    """Title and main text of a page, in the encoding it is in or declares."""
+    return html_text(decode(stream, source, config))
 
 
 def html_text(page: str) -> tuple[str, str]:

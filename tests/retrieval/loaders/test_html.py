@@ -1,4 +1,4 @@
-from retrieval.html import html_text
+from retrieval.loaders.html import html_text
 
 PAGE = """<html><head><title> A  page </title><style>b{}</style></head><body>
 <header>Site banner</header><nav>Home</nav>
