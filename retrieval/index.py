@@ -13,7 +13,7 @@ from jora_tasks.errors import InputError
 from retrieval.chunk_table import ChunkTable, ChunkWriter
 from retrieval.chunking import Chunk
 from retrieval.embedding import EmbedderIdentity
-from retrieval.vectors import FLAT, Built, Rows, build, open_index, search_among
+from retrieval.vectors import FLAT, Built, Rows, build, open_index, search
 
 if TYPE_CHECKING:
     from retrieval.embedding import Embedder
@@ -116,14 +116,12 @@ class Index:
           k: how many; all there are where they are fewer.
           allowed: bool [chunks], which may be found; all by default.
         """
-        among = None if allowed is None else search_among(self._index, np.flatnonzero(allowed))
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        scores, rows = self._index.search(queries, min(k, len(self.chunks)), params=among)
+        among = None if allowed is None else np.flatnonzero(allowed)
+        scores, rows = search(self._index, vectors, min(k, len(self.chunks)), among)
         order = np.lexsort((rows, -scores), axis=1)
         return [
-            [
-                (row, score) for row, score in zip(each_rows, each_scores, strict=True) if row >= 0
-            ]  # -1 is none
+            # faiss fills up with -1
+            [(row, score) for row, score in zip(each_rows, each_scores, strict=True) if row >= 0]
             for each_rows, each_scores in zip(
                 np.take_along_axis(rows, order, axis=1).tolist(),
                 np.take_along_axis(scores, order, axis=1).tolist(),

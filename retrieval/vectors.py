@@ -111,8 +111,6 @@ def empty_index(factory: str, dimension: int) -> Any:
             f"index.type {factory} cannot be made for vectors of {dimension} numbers ({reason}); use auto, "
             "flat, ivf_flat, ivf_sq8 or another factory string of faiss."
         ) from None
-    if not isinstance(index, faiss.IndexFlat) and index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise InputError(f"index.type {factory} has no inner product; use another type.")
     return index
 
 
@@ -183,20 +181,41 @@ def open_index(file: Path) -> Any:
     return index
 
 
-def search_among(index: Any, rows: Sequence[int] | np.ndarray) -> Any:
-    """faiss's parameters of a search that finds these rows only."""
+def search(
+    index: Any, queries: np.ndarray, k: int, rows: Sequence[int] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows: scores f32 [N, k] and rows int64 [N, k], -1 where there are no more.
+
+    Args:
+      index: as `build` or `open_index` gives it.
+      queries: float32 [N, D].
+      k: how many.
+      rows: those that may be found; all by default.
+
+    Raises:
+      InputError: if the type cannot search among some rows.
+    """
+    queries = np.ascontiguousarray(queries, dtype=np.float32)
+    if rows is None:
+        return index.search(queries, k)
     import faiss
 
     kinds: Any = faiss  # faiss's own stubs know neither these types nor their fields
     selector = kinds.IDSelectorBatch(np.asarray(rows, dtype=np.int64))
-    ivf = kinds.try_extract_index_ivf(index)
-    if ivf is not None:
-        # a few rows may all lie in lists far from the question's: every list is looked into
-        return kinds.SearchParametersIVF(sel=selector, nprobe=ivf.nlist)
+    among = kinds.SearchParameters(sel=selector)
     inner = kinds.downcast_index(index)
-    if isinstance(inner, kinds.IndexHNSW):
-        return kinds.SearchParametersHNSW(sel=selector, efSearch=inner.hnsw.efSearch)
-    return kinds.SearchParameters(sel=selector)
+    if (ivf := kinds.try_extract_index_ivf(index)) is not None:
+        # a few rows may all lie in lists far from the question's: every list is looked into
+        among = kinds.SearchParametersIVF(sel=selector, nprobe=ivf.nlist)
+    elif isinstance(inner, kinds.IndexHNSW):
+        index = inner.storage  # the graph's ways to the few may lead over the others
+    try:
+        return index.search(queries, k, params=among)
+    except RuntimeError:
+        raise InputError(
+            "retrieval.filters: this index.type cannot search among some of its chunks; use auto, flat, "
+            "ivf_flat or ivf_sq8."
+        ) from None
 
 
 def _is_exact(index: Any) -> bool:
