@@ -10,6 +10,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Document, Unreadable
 from retrieval.files import SourceFile, load_file
+from retrieval.page_cache import PageCache
 
 
 @dataclass
@@ -38,12 +39,14 @@ def collect(
     config: DocumentsConfig,
     tally: Tally,
     tell: Callable[[Unreadable], None] = lambda unreadable: None,
+    cache: PageCache | None = None,
 ) -> Iterator[Document]:
     """The documents of the files in their order, then that of their rows; one at a time in memory.
 
     Args:
       tally: counts while documents are taken.
       tell: called for each file or row that gave no document.
+      cache: knows what costly files were read as before.
 
     Raises:
       InputError: for an id given twice; for what cannot be read, if ``documents.unreadable`` is
@@ -53,7 +56,7 @@ def collect(
     texts: set[bytes] = set()
     first = ""
     for file in files:
-        for loaded in load_file(file, config):
+        for loaded in load_file(file, config, cache):
             if isinstance(loaded, Unreadable):
                 first = first or loaded.reason
                 if config.unreadable == "error":

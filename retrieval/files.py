@@ -12,6 +12,7 @@ from jora_tasks.reading import unreadable_refused
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Loaded, Unreadable
 from retrieval.loaders import SUFFIXES, load, unreadable
+from retrieval.page_cache import PageCache
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,14 @@ def checked_files(files: list[SourceFile], path: str) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def load_file(file: SourceFile, config: DocumentsConfig) -> Iterator[Loaded]:
+def load_file(file: SourceFile, config: DocumentsConfig, cache: PageCache | None = None) -> Iterator[Loaded]:
     """The documents of a file, and what stands for those that cannot be read."""
     if file.problem:
         yield Unreadable(file.name, file.problem)
         return
     try:
         with file.path.open("rb") as stream:
-            yield from load(stream, os.fstat(stream.fileno()).st_size, file.name, config)
+            yield from load(stream, os.fstat(stream.fileno()).st_size, file.name, config, cache)
     except OSError as error:
         yield Unreadable(file.name, unreadable(file.name, error))
 

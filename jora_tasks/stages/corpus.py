@@ -18,6 +18,7 @@ from jora_tasks.tables import TableWriter
 if TYPE_CHECKING:
     from retrieval.documents import Document
     from retrieval.files import SourceFile
+    from retrieval.page_cache import PageCache
 
 VERSION = 3
 DOCUMENTS = "documents.parquet"
@@ -39,12 +40,15 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
         `retrieval.collection.collect`.
       RunStopped: if a file changed while it was read.
     """
+    from retrieval.page_cache import PageCache
+
     with _files(spec.documents, store, progress) as files:
         before = {file.name: file.state() for file in files}
         source = Source("documents", Path(spec.documents.path).name, _digest(files))
 
         def write(target: Path) -> Mapping[str, Any]:
-            counts, digests = _write(target, files, spec.documents, progress)
+            with PageCache(_cache(store) / "pages.sqlite") as cache:
+                counts, digests = _write(target, files, spec.documents, cache, progress)
             changed = [file.name for file in files if file.state() != before[file.name]]
             if changed:
                 raise RunStopped(f"documents.path: {changed[0]} changed while it was read; run this again.")
@@ -118,8 +122,12 @@ def _files(config: DocumentsConfig, store: ArtifactStore, progress: Progress) ->
     def told(done: int, total: int) -> None:
         progress("corpus", done=done, total=total, unit="files fetched")
 
-    with remote_files(config.path, store.home / "cache" / "documents", told) as files:
+    with remote_files(config.path, _cache(store), told) as files:
         yield files
+
+
+def _cache(store: ArtifactStore) -> Path:
+    return store.home / "cache" / "documents"
 
 
 def _digest(files: list[SourceFile]) -> str:
@@ -135,7 +143,7 @@ def _digest(files: list[SourceFile]) -> str:
 
 
 def _write(
-    target: Path, files: list[SourceFile], config: DocumentsConfig, progress: Progress
+    target: Path, files: list[SourceFile], config: DocumentsConfig, cache: PageCache, progress: Progress
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Write both tables; the counts, and document id → digest."""
     import pyarrow as pa
@@ -156,7 +164,7 @@ def _write(
             if len(reasons) < _REASONS_SHOWN:
                 reasons.append(found.reason)
 
-        for document in collect(files, config, tally, report):
+        for document in collect(files, config, tally, report, cache):
             digests[document.id] = document_digest(document)
             documents.add(
                 {

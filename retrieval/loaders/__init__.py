@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
 import io
+import json
 import lzma
 import zipfile
 import zlib
@@ -22,6 +25,7 @@ from retrieval.loaders.jsonl import read_jsonl
 from retrieval.loaders.parquet import read_parquet
 from retrieval.loaders.pdf import read_pdf
 from retrieval.loaders.text import read_plain, read_text
+from retrieval.page_cache import PageCache
 
 # Of one document: stream, source and settings → title, if it has one, and text.
 _PAGES: Mapping[str, Callable[[BinaryIO, str, DocumentsConfig], tuple[str, str]]] = {
@@ -40,21 +44,30 @@ _TABLES: Mapping[str, Callable[[BinaryIO, str, DocumentsConfig], Iterator[Loaded
     ".tsv": read_delimited,
     ".parquet": read_parquet,
 }
+# Kinds that take long to read, with what their text depends on beside their bytes; raise a number with any
+# change of its loader.
+_COSTLY: Mapping[str, Callable[[], str]] = {
+    ".pdf": lambda: f"1, pypdf {importlib.metadata.version('pypdf')}",
+    ".docx": lambda: "1",
+}
 SUFFIXES = (*_PAGES, *_TABLES, ".zip")
 
 
-def load(stream: Any, size: int, source: str, config: DocumentsConfig) -> Iterator[Loaded]:
+def load(
+    stream: Any, size: int, source: str, config: DocumentsConfig, cache: PageCache | None = None
+) -> Iterator[Loaded]:
     """The documents of one file, and what stands for those that cannot be read.
 
     Args:
       stream: the open file, seekable.
       size: in bytes.
       source: its relative path; the suffix says what kind it is.
+      cache: knows what was read before.
     """
     suffix = PurePosixPath(source).suffix.lower()
     try:
         if suffix in _PAGES:
-            yield _checked((_page(stream, size, source, suffix, config), source))
+            yield _checked((_page(stream, size, source, suffix, config, cache), source))
         elif suffix in _TABLES:
             for loaded in _TABLES[suffix](stream, source, config):
                 yield _checked(loaded)
@@ -63,7 +76,7 @@ def load(stream: Any, size: int, source: str, config: DocumentsConfig) -> Iterat
                 if isinstance(member, Unreadable):
                     yield member
                 else:
-                    yield from load(*member, config)
+                    yield from load(*member, config, cache)
     except InputError as error:
         yield Unreadable(source, str(error))
     except OSError as error:
@@ -78,16 +91,33 @@ def unreadable(source: str, error: OSError) -> str:
     return f"{source} cannot be read ({error.strerror or error}); mend its permissions or remove it."
 
 
-def _page(stream: IO[bytes], size: int, source: str, suffix: str, config: DocumentsConfig) -> Document:
+def _page(
+    stream: IO[bytes], size: int, source: str, suffix: str, config: DocumentsConfig, cache: PageCache | None
+) -> Document:
     if size > config.max_file_mib << 20:
         raise InputError(
             f"{source} has {size / 2**20:,.1f} MiB, more than documents.max_file_mib "
             f"({config.max_file_mib}); split it, or raise the bound."
         )
-    title, text = _PAGES[suffix](io.BytesIO(stream.read()), source, config)
+    title, text = _read(stream.read(), source, suffix, config, cache)
     text = normalise(text)
     title = " ".join(normalise(title).split()) or first_heading(text, suffix)
     return Document(source, source, title or PurePosixPath(source).stem, text)
+
+
+def _read(
+    data: bytes, source: str, suffix: str, config: DocumentsConfig, cache: PageCache | None
+) -> tuple[str, str]:
+    """Title and text of a file, from the cache if it is costly and was read before."""
+    if cache is None or suffix not in _COSTLY:
+        return _PAGES[suffix](io.BytesIO(data), source, config)
+    way = json.dumps([suffix, _COSTLY[suffix](), config.max_file_mib])
+    key = hashlib.sha256(hashlib.sha256(way.encode()).digest() + data).digest()
+    found = cache.get(key)
+    if found is None:
+        found = _PAGES[suffix](io.BytesIO(data), source, config)
+        cache.add(key, *found)
+    return found
 
 
 def _checked(loaded: Loaded) -> Loaded:

@@ -15,6 +15,7 @@ from jora_tasks.progress import Progress
 from jora_tasks.spec import parse_spec
 from jora_tasks.stages.corpus import UNREADABLE, build_corpus, document_texts, read_documents
 from retrieval.documents import document_digest
+from tests.retrieval.loaders.office import pdf
 
 
 @pytest.fixture
@@ -191,8 +192,8 @@ def test_a_file_that_changes_while_it_is_read_stops_the_run(folder, store, monke
 
     load_file = collection.load_file
 
-    def meddled(file, config):
-        yield from load_file(file, config)
+    def meddled(file, config, cache):
+        yield from load_file(file, config, cache)
         if file.name == "b.md":
             file.path.write_text("changed meanwhile")
 
@@ -202,6 +203,32 @@ def test_a_file_that_changes_while_it_is_read_stops_the_run(folder, store, monke
             build(folder, store)
     assert not list((store.home / "artifacts" / "corpus").glob("*"))
     assert document_texts(build(folder, store))["b.md"] == "changed meanwhile"
+
+
+def test_a_pdf_is_read_once_whatever_becomes_of_the_run(folder, store, monkeypatch):
+    from pypdf import PageObject
+
+    extract, pages = PageObject.extract_text, []
+
+    def counted(page, *arguments, **options):
+        pages.append(page)
+        if "killed" in (text := extract(page, *arguments, **options)):
+            raise KeyboardInterrupt
+        return text
+
+    monkeypatch.setattr(PageObject, "extract_text", counted)
+    (folder / "a.pdf").write_bytes(pdf("one", "two"))
+    (folder / "b.pdf").write_bytes(pdf("killed here"))
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, store)
+    assert len(pages) == 3
+    (folder / "b.pdf").rename(folder / "b.pdf.off")
+    (folder / "a.pdf").rename(folder / "moved.pdf")
+    corpus = build(folder, store)
+    assert len(pages) == 3
+    assert document_texts(corpus)["moved.pdf"] == "one\n\ntwo"
+    assert document_texts(build(folder, store, max_file_mib=50)) == document_texts(corpus)
+    assert len(pages) == 5
 
 
 def test_killed_while_writing_leaves_no_corpus_and_the_next_run_makes_it(folder, tmp_path):
