@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import json
 import os
 import signal
@@ -21,6 +22,10 @@ import typer
 from rich.console import Console
 
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.commands.ask import ask
+from jora_tasks.commands.explain import explain, show_explanation
+from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console
+from jora_tasks.commands.options import plain as _plain
 from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.progress import FileSink, LineSink, Progress, RichSink, Sink
 from jora_tasks.spec import RunSpec, load_spec
@@ -33,16 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-
-SpecOption = Annotated[
-    Path | None, typer.Option("--spec", help="YAML file of settings; without it the defaults.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting, as in training.epochs=2.", metavar="K=V"),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @contextlib.contextmanager
@@ -89,9 +84,7 @@ def _words(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _plain(text: str) -> None:
-    """A line that is never wrapped, coloured or read as markup, so that a path can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+_EXPLAIN = "explain"
 
 
 def _stage_command(name: str) -> None:
@@ -101,6 +94,10 @@ def _stage_command(name: str) -> None:
         spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False, **keys: Any
     ) -> None:
         settings = load_spec(spec, tuple(set_ or ()))
+        question = keys.pop(_EXPLAIN, None)
+        if question is not None:
+            show_explanation(explain(question, settings, ArtifactStore()), as_json)
+            return
         given = {kind: key for kind, key in keys.items() if key}
         with _progress(as_json) as progress:
             result = run_stage(name, settings, ArtifactStore(), progress, given)
@@ -111,34 +108,30 @@ def _stage_command(name: str) -> None:
     )
     takes = " and ".join(stage.inputs) or "documents"
     command.__doc__ = f"Make {made} from {takes}." if made else f"Register what {takes} describe."
-    _add_key_options(command, stage.inputs)
+    options = [_option(kind, f"Key of the {kind}; by default the latest.", "KEY") for kind in stage.inputs]
+    if name == "index":
+        told = "Build nothing; show each retriever's ranks and scores in the latest index."
+        options.append(_option(_EXPLAIN, told, "QUESTION"))
+    _add_options(command, options)
     app.command(name)(command)
 
 
-def _add_key_options(command: Any, kinds: tuple[str, ...]) -> None:
-    """Replace ``**keys`` by one option for each input kind, so that Typer shows and checks them."""
-    import inspect
-
+def _add_options(command: Any, options: list[inspect.Parameter]) -> None:
+    """Replace ``**keys`` by these options, so that Typer shows and checks them."""
     signature = inspect.signature(command, eval_str=True)
     fixed = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    keys = [
-        inspect.Parameter(
-            kind,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None,
-            annotation=Annotated[
-                str | None,
-                typer.Option(f"--{kind}", help=f"Key of the {kind}; by default the latest.", metavar="KEY"),
-            ],
-        )
-        for kind in kinds
-    ]
-    command.__signature__ = signature.replace(parameters=[*fixed, *keys])
-    command.__annotations__ = {p.name: p.annotation for p in (*fixed, *keys)}
+    command.__signature__ = signature.replace(parameters=[*fixed, *options])
+    command.__annotations__ = {p.name: p.annotation for p in (*fixed, *options)}
+
+
+def _option(name: str, help_: str, metavar: str) -> inspect.Parameter:
+    annotation = Annotated[str | None, typer.Option(f"--{name}", help=help_, metavar=metavar)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 for _name in STAGES:
     _stage_command(_name)
+app.command()(ask)
 
 
 @app.command()

@@ -45,11 +45,13 @@ class Found:
     """A chunk found for a question.
 
     Attributes:
+      row: of the chunk in the index.
       rank: from 1, in the end.
       score: what it was ranked by: the cosine (dense), BM25 (lexical), the fused score or the reranker's.
       places: its place in each step that was made, by ``dense``, ``lexical``, ``fused`` and ``reranked``.
     """
 
+    row: int
     chunk: Chunk
     rank: int
     score: float
@@ -62,6 +64,15 @@ class Ranking:
 
     found: list[Found]
     near_duplicates: int
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A chunk that some step has among its first: its places there; its rank in the end, None if left out."""
+
+    chunk: Chunk
+    rank: int | None
+    places: Mapping[str, Place]
 
 
 @dataclass(frozen=True)
@@ -111,13 +122,13 @@ class Searcher:
         self.index = Index(folder)
         self._lexical = LexicalIndex(folder, len(self.index.chunks))
         self._embedder, self._reranker = embedder, reranker
-        self._config = config
+        self.config = config
         self._allowed = _allowed(self.index.chunks, config.filters)
 
     @property
     def depth(self) -> int:
         """Ranks kept for a question."""
-        return max(self._config.top_k, self._config.candidates)
+        return max(self.config.top_k, self.config.candidates)
 
     def pools(
         self,
@@ -150,31 +161,64 @@ class Searcher:
         """
         steps = {DENSE: pool.dense, LEXICAL: pool.lexical}
         if 0 < dense_weight < 1:
-            rows = [[row for row, _ in pool.dense], [row for row, _ in pool.lexical]]
-            steps[FUSED] = fuse(rows, [dense_weight, 1 - dense_weight])
+            steps[FUSED] = _fused(pool, dense_weight)
         order = list(steps.get(FUSED) or (pool.dense if dense_weight else pool.lexical))
-        rows_ranked = [row for row, _ in order]
-        chunks = dict(zip(rows_ranked, self.index.chunks.take(rows_ranked), strict=True))
-        texts = (shown_text(chunks[row]) for row in rows_ranked)
-        kept, left_out = distinct(texts, self._config.near_duplicates, self.depth)
+        rows = [row for row, _ in order]
+        chunks = dict(zip(rows, self.index.chunks.take(rows), strict=True))
+        texts = (shown_text(chunks[row]) for row in rows)
+        kept, left_out = distinct(texts, self.config.near_duplicates, self.depth)
         order = [order[position] for position in kept]
         if rerank and self._reranker:
             passages = [shown_text(chunks[row]) for row, _ in order]
             scores = self._reranker.scores(pool.question, passages, _RERANKED_AT_ONCE)
             order = [(order[i][0], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
             steps[RERANKED] = order
-        places: dict[int, dict[str, Place]] = {row: {} for row, _ in order}
-        for step, scored in steps.items():
-            for rank, (row, score) in enumerate(scored, start=1):
-                if row in places:
-                    places[row][step] = Place(rank, score)
-        return Ranking(
-            [
-                Found(chunks[row], rank, score, places[row])
-                for rank, (row, score) in enumerate(order, start=1)
-            ],
-            left_out,
-        )
+        places = _places(steps, [row for row, _ in order])
+        found = [
+            Found(row, chunks[row], rank, score, places[row])
+            for rank, (row, score) in enumerate(order, start=1)
+        ]
+        return Ranking(found, left_out)
+
+    def explain(self, question: str, dense_weight: float) -> list[Explained]:
+        """Where each retriever, their fusion and the reranker have what any of them has among its first.
+
+        Dense and lexical search are both shown whatever the weight; where it takes one of them alone,
+        the fusion shown is that of ``dense_weight`` of the settings.
+
+        Returns:
+          Chunks by rank in the end; those that are left out after them, by the fusion.
+        """
+        (pool,) = self.pools([question], [0.5])
+        served = self.rank(pool, dense_weight).found
+        weight = dense_weight if 0 < dense_weight < 1 else self.config.dense_weight
+        steps = {DENSE: pool.dense, LEXICAL: pool.lexical, FUSED: _fused(pool, weight)}
+        firsts = [row for scored in steps.values() for row, _ in scored[: self.depth]]
+        if self._reranker:
+            steps[RERANKED] = [(found.row, found.score) for found in served]
+        ranks = {found.row: found.rank for found in served}
+        rows = list(dict.fromkeys([*ranks, *firsts]))
+        places = _places(steps, rows)
+        explained = [
+            Explained(chunk, ranks.get(row), places[row])
+            for row, chunk in zip(rows, self.index.chunks.take(rows), strict=True)
+        ]
+        return sorted(explained, key=lambda each: (each.rank or len(rows) + 1, each.places[FUSED].rank))
+
+
+def _fused(pool: Pool, dense_weight: float) -> list[Scored]:
+    rankings = [[row for row, _ in scored] for scored in (pool.dense, pool.lexical)]
+    return fuse(rankings, [dense_weight, 1 - dense_weight])
+
+
+def _places(steps: Mapping[str, Sequence[Scored]], rows: Sequence[int]) -> dict[int, dict[str, Place]]:
+    """Row → the places that the steps have it at."""
+    places: dict[int, dict[str, Place]] = {row: {} for row in rows}
+    for step, scored in steps.items():
+        for rank, (row, score) in enumerate(scored, start=1):
+            if row in places:
+                places[row][step] = Place(rank, score)
+    return places
 
 
 def _allowed(chunks: ChunkTable, filters: Mapping[str, str | tuple[str, ...]]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.errors import InputError
 from jora_tasks.models import model_source, reranker_folder
 from jora_tasks.spec import AUTO_MODE, EvaluationConfig, RetrievalConfig, RunSpec
 from jora_tasks.stages.embed import open_embedder
@@ -96,3 +97,53 @@ def find_weight(
     resampling = Resampling(evaluation.bootstrap_samples, evaluation.confidence, evaluation.seed)
     weight, why = choose_weight(recall, [each.question.group for each in dev], resampling)
     return weight, {**why, "measure": f"recall@{k}"}
+
+
+def open_again(
+    spec: RunSpec, index: Artifact, contexts: Artifact | None, store: ArtifactStore
+) -> tuple[Searcher, float, str]:
+    """The index opened for a search like the one that made these contexts.
+
+    Args:
+      contexts: None takes the spec's own settings, in which ``auto`` has chosen nothing yet.
+
+    Returns:
+      The searcher, the weight of dense search, and why it is that.
+
+    Raises:
+      InputError: as `find_models`, or if the spec's reranker is not that of the contexts.
+    """
+    from retrieval.search import DENSE, dense_weight_of
+
+    if contexts is None:
+        models = find_models(spec, index, store)
+        if spec.retrieval.mode == AUTO_MODE:
+            return open_searcher(spec, index, models), 1.0, f"{DENSE}, since nothing was chosen yet"
+        return open_searcher(spec, index, models), dense_weight_of(spec.retrieval), "set by retrieval.mode"
+    retrieval = _retrieval_of(contexts).model_copy(update={"reranker": spec.retrieval.reranker})
+    spec = spec.model_copy(update={"retrieval": retrieval})
+    models = find_models(spec, index, store)
+    then, now = contexts.manifest["inputs"].get("reranker"), models.inputs().get("reranker")
+    if (then and then["digest"]) != (now and now.digest):
+        used = f"the reranker {then['name']} ({then['digest'][:19]})" if then else "no reranker"
+        raise InputError(
+            f"Contexts {contexts.key} were made with {used}, but retrieval.reranker is "
+            f"{retrieval.reranker!r}; set it as it was then."
+        )
+    chosen = contexts.counts["retriever"]
+    return open_searcher(spec, index, models), chosen["dense_weight"], chosen["reason"]
+
+
+def latest_contexts(spec: RunSpec, store: ArtifactStore) -> Artifact | None:
+    """The latest contexts of the spec's name if they were searched with its settings."""
+    try:
+        latest = store.latest(spec.name, "contexts")
+    except InputError:
+        return None
+    same = _retrieval_of(latest) == spec.retrieval.model_copy(update={"reranker": ""})
+    return latest if same else None
+
+
+def _retrieval_of(contexts: Artifact) -> RetrievalConfig:
+    settings = contexts.manifest["settings"]
+    return RetrievalConfig.model_validate({name: settings[name] for name in RetrievalConfig().making()})

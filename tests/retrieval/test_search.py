@@ -161,3 +161,27 @@ def test_modes_are_weights():
     for mode, weight in (("dense", 1.0), ("lexical", 0.0), ("hybrid", 0.3)):
         assert dense_weight_of(RetrievalConfig(mode=mode, dense_weight=0.3)) == weight
         assert mode_of(weight) == mode
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])
+def test_explanation_has_the_places_of_each_step(index_folder, tiny_embedder, reranker_folder, weight):
+    reranker = Reranker(reranker_folder, "tiny")
+    config = RetrievalConfig(top_k=2, candidates=4)
+    searcher = Searcher(index_folder, tiny_embedder, config, reranker)
+    explained = searcher.explain(QUESTIONS[0], weight)
+    (pool,) = searcher.pools(QUESTIONS[:1], [0.5])
+    ranked = [found.chunk.id for found in searcher.rank(pool, weight).found]
+    assert [each.chunk.id for each in explained[: len(ranked)]] == ranked
+    assert [each.rank for each in explained] == [1, 2, 3, 4, *[None] * (len(explained) - 4)]
+    assert [each.places["reranked"].rank for each in explained[:4]] == [1, 2, 3, 4]
+    rows = {f"c{row}": row for row in range(16)}
+    for step, scored in (("dense", pool.dense), ("lexical", pool.lexical)):
+        order = [row for row, _ in scored]
+        for each in explained:
+            if step in each.places:
+                place = each.places[step]
+                assert order[place.rank - 1] == rows[each.chunk.id]
+                assert place.score == scored[place.rank - 1][1]
+            else:
+                assert rows[each.chunk.id] not in order
+        assert set(order[:4]) <= {rows[each.chunk.id] for each in explained}

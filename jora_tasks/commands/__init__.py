@@ -1,0 +1,1 @@
+"""Commands of `jora_tasks.cli` that print more than a line or two, a module each."""

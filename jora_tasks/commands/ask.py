@@ -1,0 +1,44 @@
+"""``jora ask``: a question answered with its sources."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.commands.options import JsonOption, SpecOption, console, plain
+from jora_tasks.registry import CHAMPION
+from jora_tasks.spec import load_spec
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to answer from the documents.")],
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Key of an adapter, or the start of it; candidate; a PEFT folder. By default the champion.",
+            metavar="KEY",
+        ),
+    ] = None,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model alone.")] = False,
+    spec: SpecOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a question from the index and the champion, with numbered sources."""
+    from jora_tasks.asking import ask as answer
+
+    if base and adapter is not None:
+        raise typer.BadParameter("is given as well as --base; give one of them.", param_hint="--adapter")
+    who = None if base else adapter or CHAMPION
+    result = answer(question, load_spec(spec), ArtifactStore(), who)
+    if as_json:
+        print(json.dumps(result), flush=True)
+        return
+    console.print(result["answer"] or "(no answer)", style="bold", markup=False, highlight=False)
+    for source in result["sources"]:
+        place = f"{source['document_id']}, characters {source['start']} to {source['end']}"
+        plain(f"  [{source['number']}] {source['heading']} ({place})")
+    if not result["sources"]:
+        plain("  no source was found")

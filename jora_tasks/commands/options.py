@@ -1,0 +1,25 @@
+"""What every command takes and how it speaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console()
+
+SpecOption = Annotated[
+    Path | None, typer.Option("--spec", help="YAML file of settings; without it the defaults.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting, as in training.epochs=2.", metavar="K=V"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+def plain(text: str) -> None:
+    """A line that is never wrapped, coloured or read as markup, so that a path can be copied."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
