@@ -81,6 +81,8 @@ def _words(value: Any) -> str:
             f"{key} ({_words(each)})" if isinstance(each, dict) else f"{key} {_words(each)}"
             for key, each in value.items()
         )
+    if isinstance(value, list):
+        return " ".join(map(_words, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

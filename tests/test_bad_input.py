@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import run_stage
+from tests.retrieval.collecting import put
+from tests.retrieval.loaders.office import docx, paragraph, pdf
 from tests.tiny import write_tiny_embedder
 
 
@@ -69,6 +72,54 @@ def test_an_empty_folder_of_documents(
     (tmp_path / "empty").mkdir()
     said = refused("corpus", "--spec", tiny_project, "--set", f"documents.path={tmp_path}/empty")
     assert "empty" in said
+
+
+def test_hostile_documents_are_counted_with_reasons_or_refused(
+    home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "hostile"
+    whole = docx(paragraph("words"))
+    contents = {
+        "corrupt.pdf": pdf("page")[:80],
+        "cut.docx": whole[: len(whole) // 2],
+        "zeros.txt": b"text\0text",
+        "latin.txt": "caf\xe9".encode("latin-1"),
+        "wide.txt": "caf\xe9 wide".encode("utf-16"),
+        "empty.md": b"\n",
+        "one.md": b"the same",
+        "two.md": b"the same",
+        "rows.jsonl": b'{"text": "row"}\n{"text": \n',
+    }
+    for name, content in contents.items():
+        put(folder, name, content)
+    with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
+        archive.writestr("../outside.md", "outside")
+        archive.writestr("inside.md", "inside")
+    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.txt", bytes(32 << 20))
+    (folder / "loop").symlink_to(folder)
+    setting = f"documents.path={folder}"
+    said = refused("corpus", "--spec", tiny_project, "--set", setting, "--set", "documents.unreadable=error")
+    assert "bomb.zip unpacks" in said
+    result = jora("corpus", "--spec", tiny_project, "--set", setting, "--json")
+    assert result.returncode == 0, result.stderr
+    counts = json.loads(result.stdout)["counts"]
+    named = ("files", "documents", "empty", "duplicates", "unreadable", "added")
+    assert {name: counts[name] for name in named} == {
+        "files": 11,
+        "documents": 6,
+        "empty": 1,
+        "duplicates": 1,
+        "unreadable": 6,
+        "added": 6,
+    }
+    assert [reason.split()[0] for reason in counts["first_unreadable"]] == [
+        "bomb.zip",
+        "corrupt.pdf",
+        "cut.docx",
+    ]
+    put(folder, "again.jsonl", '{"text": "x", "id": "one.md"}')
+    assert "document id 'one.md' is that of" in refused("corpus", "--spec", tiny_project, "--set", setting)
 
 
 def test_a_malformed_line_of_questions(
