@@ -67,7 +67,7 @@ def render_report(
             "f1": _arm_bars(report, "f1", "Token F1 by arm"),
         },
         differences=_differences(report),
-        recall=_recall(report["retrieval"]["recall_at_k"]),
+        retrieval=_retrieval_measures(report["retrieval"]),
         loss=_curve(history, "loss", "Training loss", "loss"),
         evaluation_loss=_curve(history, "eval_loss", "Loss on the dev questions", "loss"),
         learning_rate=_curve(history, "learning_rate", "Learning rate", "rate"),
@@ -128,12 +128,11 @@ def _differences(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     return shown
 
 
-def _recall(recall: Any) -> list[tuple[str, float]]:
-    """(k, recall) of the test questions, however it is nested by split."""
-    if not isinstance(recall, Mapping):
-        return []
-    figures = recall.get("test", recall)
-    return [(str(k), value) for k, value in figures.items() if isinstance(value, int | float)]
+def _retrieval_measures(retrieval: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """(name, mean over the test questions with evidence) of each measure; in older reports of recall."""
+    recall = retrieval["recall_at_k"] or {}
+    measures = retrieval.get("measures") or {f"recall@{k}": value for k, value in recall.items()}
+    return list(measures.items())
 
 
 def _curve(history: Sequence[Mapping[str, Any]], figure: str, title: str, style: str) -> Any:

@@ -37,7 +37,7 @@ from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
 from jora_tasks.trainer.config import read_config
 
-VERSION = 1
+VERSION = 2
 PREDICTIONS_VERSION = 1
 
 PREDICTIONS, REPORT, PAGE = "predictions.parquet", "report.json", "report.html"
@@ -330,9 +330,18 @@ def _report(
         "arms": {name: summarise(scored, resampling) for name, scored in rows.items()},
         "difference": compare(rows[ADAPTER], rows[BASE], resampling),
         "champion": champion,
-        "retrieval": {"recall_at_k": contexts.counts.get("recall_at_k") if contexts else None},
+        "retrieval": _retrieval(contexts.counts if contexts else {}),
     }
     return report | {"verdict": judge(report)}
+
+
+def _retrieval(counts: Mapping[str, Any]) -> dict[str, Any]:
+    """How the contexts were found, and how good they are for the test questions, as far as it is known."""
+    return {
+        "recall_at_k": counts.get("recall_at_k"),
+        "measures": counts.get("measures", {}).get("test"),
+        "retriever": counts.get("retriever"),
+    }
 
 
 def _write(

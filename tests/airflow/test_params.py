@@ -144,3 +144,16 @@ def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("JORA_SPEC", str(tmp_path / "no.yaml"))
     with pytest.raises(InputError, match=r"no\.yaml: no such file"):
         base_spec()
+
+
+def test_filters_are_an_object_of_texts_or_lists():
+    for filters in ({}, {"product": "handbook"}, {"product": ["a", "b"], "year": "2024"}):
+        spec = spec_from_params(values(SECTIONS, RunSpec()) | {"retrieval.filters": filters}, RunSpec())
+        assert spec.retrieval.filters == load_spec(None, (f"retrieval.filters={filters}",)).retrieval.filters
+        assert form_takes("retrieval.filters", filters)
+    for wrong in ({"product": 1}, {"product": [1]}, ["product"], "product"):
+        assert not form_takes("retrieval.filters", wrong)
+        with pytest.raises(InputError, match=r"retrieval\.filters"):
+            spec_from_params({"retrieval.filters": wrong}, RunSpec())
+    with pytest.raises(InputError, match="product has no value; give one or leave the key out"):
+        spec_from_params({"retrieval.filters": {"product": []}}, RunSpec())

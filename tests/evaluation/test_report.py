@@ -143,6 +143,17 @@ def test_page_without_training_figures_or_champion() -> None:
     assert "recall@" not in _Page(render_report(report, rows)).text
 
 
+def test_page_tells_how_the_contexts_were_found() -> None:
+    report, rows = make_report()
+    report["retrieval"] |= {
+        "measures": {"recall@4": 0.95, "rr@4": 0.875, "ndcg@4": 0.9},
+        "retriever": {"mode": "hybrid", "reason": "its recall is higher"},
+    }
+    text = _Page(render_report(report, rows)).text
+    assert "recall@4 0.950, rr@4 0.875, ndcg@4 0.900" in text
+    assert "Search: hybrid (its recall is higher)" in text
+
+
 def test_page_is_the_same_each_time() -> None:
     report, rows = make_report()
     assert render_report(report, rows, history=HISTORY) == render_report(report, rows, history=HISTORY)
