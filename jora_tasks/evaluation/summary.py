@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jora_tasks.evaluation.answers import score
+from jora_tasks.evaluation.citations import score_citations, split_citations
 from jora_tasks.evaluation.intervals import Estimate, mean_interval, paired_difference
 
 CLOSED_BOOK = "base_closed_book"
@@ -14,21 +15,30 @@ BASE = "base_with_contexts"
 ADAPTER = "adapter_with_contexts"
 CHAMPION = "champion_with_contexts"
 MEASURES = ("exact_match", "f1")
+CITATION_MEASURES = ("citation_precision", "citation_recall")
 
 
 @dataclass(frozen=True)
 class Question:
-    """A held-out question. Questions of one group ask for the same fact."""
+    """A held-out question. Questions of one group ask for the same fact.
+
+    Attributes:
+      supporting: labels of its sources with the evidence, where answers were asked to cite; else None.
+    """
 
     id: str
     text: str
     answers: tuple[str, ...]
     group: str
+    supporting: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one arm answered to one question, and how right it is: a row of predictions.parquet."""
+    """What one arm answered to one question, and how right it is: a row of predictions.parquet.
+
+    Citations have figures where they were asked for and one of the sources holds the evidence.
+    """
 
     example_id: str
     group: str
@@ -38,6 +48,8 @@ class Prediction:
     prediction: str
     exact_match: float
     f1: float
+    citation_precision: float | None = None
+    citation_recall: float | None = None
 
     def row(self) -> dict[str, Any]:
         return asdict(self) | {"answers": list(self.answers)}
@@ -63,7 +75,13 @@ def score_arm(arm: str, questions: Sequence[Question], answers: Mapping[str, str
     scored = []
     for question in questions:
         prediction = answers[question.id]
-        measures = score(prediction, question.answers)
+        said, cited = prediction, ()
+        if question.supporting is not None:
+            said, cited = split_citations(prediction)
+        measures = score(said, question.answers)
+        citations = None
+        if question.supporting and arm != CLOSED_BOOK:
+            citations = score_citations(cited, question.supporting)
         scored.append(
             Prediction(
                 question.id,
@@ -74,20 +92,30 @@ def score_arm(arm: str, questions: Sequence[Question], answers: Mapping[str, str
                 prediction,
                 measures.exact_match,
                 measures.f1,
+                citations.precision if citations else None,
+                citations.recall if citations else None,
             )
         )
     return scored
 
 
 def summarise(rows: Sequence[Prediction], resampling: Resampling) -> dict[str, Any]:
-    """One arm: each measure's mean, the number of questions and the intervals."""
-    estimates = {
-        measure: mean_interval(
-            [getattr(row, measure) for row in rows], clusters=_groups(rows), **asdict(resampling)
+    """One arm: each measure's mean, the number of questions and the intervals; under ``citations`` the same
+    of citations, over the questions where they have figures."""
+
+    def figures(measures: Sequence[str], rows: Sequence[Prediction]) -> dict[str, Any]:
+        return _figures(
+            {
+                measure: mean_interval(
+                    [getattr(row, measure) for row in rows], clusters=_groups(rows), **asdict(resampling)
+                )
+                for measure in measures
+            }
         )
-        for measure in MEASURES
-    }
-    return _figures(estimates)
+
+    citing = [row for row in rows if row.citation_recall is not None]
+    found = figures(MEASURES, rows)
+    return found | {"citations": figures(CITATION_MEASURES, citing)} if citing else found
 
 
 def compare(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,17 +51,29 @@ class Retrieved:
     candidates: tuple[Passage, ...] = ()
 
 
-@dataclass(frozen=True)
 class Library:
-    """The chunks of an index, and those of each document."""
+    """The chunks of an index, found by document; none is read before it is asked for.
 
-    chunks: Sequence[Chunk]
-    by_document: Mapping[str, list[Chunk]] = field(init=False)
+    Args:
+      chunks: in any order, those of one document in its own.
+      document_ids: of each chunk, where it is known without reading them.
+    """
 
-    def __post_init__(self) -> None:
-        from retrieval.evidence import by_document
+    def __init__(self, chunks: Sequence[Chunk], document_ids: Iterable[str] | None = None) -> None:
+        self.chunks = chunks
+        self._rows: dict[str, list[int]] = defaultdict(list)
+        ids = (chunk.document_id for chunk in chunks) if document_ids is None else document_ids
+        for row, document_id in enumerate(ids):
+            self._rows[document_id].append(row)
 
-        object.__setattr__(self, "by_document", by_document(self.chunks))
+    def relevant(self, spans: Sequence[Span]) -> list[Chunk]:
+        """The chunks that hold some of the evidence, in the order of their documents."""
+        from retrieval.evidence import relevant_chunks
+
+        documents = {span.document_id for span in spans} & self._rows.keys()
+        return relevant_chunks(
+            spans, {document: [self.chunks[row] for row in self._rows[document]] for document in documents}
+        )
 
 
 def read_question(row: Mapping[str, Any]) -> Retrieved:
@@ -114,11 +127,7 @@ def missing_oracles(spans: Sequence[Span], present: Sequence[Passage], library: 
     for span in spans:
         if any(span.overlaps(each.document_id, each.start, each.end) for each in (*present, *added)):
             continue
-        holding = [
-            chunk
-            for chunk in library.by_document.get(span.document_id, ())
-            if span.overlaps(chunk.document_id, chunk.start, chunk.end)
-        ]
+        holding = [chunk for chunk in library.relevant([span])]
         if holding:
             most = max(holding, key=lambda chunk: min(chunk.end, span.end) - max(chunk.start, span.start))
             added.append(passage(most, oracle=True))

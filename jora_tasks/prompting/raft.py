@@ -15,7 +15,7 @@ from jora_tasks.prompting.draws import draws
 from jora_tasks.prompting.passages import Library, Passage, Retrieved, missing_oracles, passage
 from jora_tasks.spec import PromptsConfig
 from retrieval.answers import find_answer
-from retrieval.evidence import is_relevant, relevant_chunks
+from retrieval.evidence import is_relevant
 
 # Why a retrieved context is not in a prompt.
 BUDGET = "over the budget"
@@ -117,7 +117,7 @@ class _Pool:
         self._library = library
         self._without_answer = clean or config.distractor_source != "retrieved"
         self._found = (*question.contexts, *question.candidates)
-        self._texts = {_words(chunk.text) for chunk in relevant_chunks(question.spans, library.by_document)}
+        self._texts = {_words(chunk.text) for chunk in library.relevant(question.spans)}
         self.reasons: dict[str, str] = {}
         self.random = 0
 

@@ -146,9 +146,11 @@ def _test_questions(prompts: Artifact, contexts: Artifact | None, most: int) -> 
     """The test questions asked: the first ``most`` by id digest, so that a smaller number is a subset."""
     import pyarrow.parquet as pq
 
+    cite = prompts.manifest["settings"].get("cite", False)
+    columns = ["example_id", "question", "answers", "input_ids", "prompt_length", "closed_book_ids"]
     table = pq.read_table(
         prompts.file("prompts.parquet"),
-        columns=["example_id", "question", "answers", "input_ids", "prompt_length", "closed_book_ids"],
+        columns=[*columns, "oracle_labels"] if cite else columns,
         filters=[("split", "=", "test")],
     )
     if table.num_rows == 0:
@@ -164,6 +166,7 @@ def _test_questions(prompts: Artifact, contexts: Artifact | None, most: int) -> 
                 row["question"],
                 tuple(row["answers"]),
                 groups.get(row["example_id"], row["example_id"]),
+                tuple(row["oracle_labels"]) if cite else None,
             ),
             {_OPEN: row["input_ids"][: row["prompt_length"]], _CLOSED: row["closed_book_ids"]},
         )
@@ -366,6 +369,8 @@ def _write(
             ("prediction", pa.string()),
             ("exact_match", pa.float64()),
             ("f1", pa.float64()),
+            ("citation_precision", pa.float64()),
+            ("citation_recall", pa.float64()),
         ]
     )
     scored = [row.row() for arm in rows.values() for row in arm]

@@ -57,10 +57,13 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
         inputs["instructions"] = Source("instructions", path.name, digest_file(path))
 
     def write(target: Path) -> Mapping[str, Any]:
-        from retrieval.index import read_chunks
+        from retrieval.chunk_table import ChunkTable
+        from retrieval.index import CHUNKS
 
         index = store.get("index", contexts.manifest["inputs"]["index"]["key"])
-        assembler = Assembler(config, tokenizer, Library(read_chunks(index.path)))
+        chunks = ChunkTable(index.file(CHUNKS))
+        library = Library(chunks, chunks.columns("document_id")["document_id"])
+        assembler = Assembler(config, tokenizer, library)
         asked = _asked(contexts.file(CONTEXTS))
         overlaps = overlaps_of(asked, [asked_of(each) for each in general])
         left_out = overlaps.to_remove() if config.remove_overlap else frozenset()
