@@ -7,14 +7,11 @@ its state and goes on from there when the command is run again.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import inspect
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -24,10 +21,10 @@ from rich.console import Console
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.commands.ask import ask
 from jora_tasks.commands.explain import explain, show_explanation
-from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console
-from jora_tasks.commands.options import plain as _plain
+from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain
+from jora_tasks.commands.questions import questions
+from jora_tasks.commands.watching import shown_events, shown_progress
 from jora_tasks.errors import InputError, RunStopped
-from jora_tasks.progress import FileSink, LineSink, Progress, RichSink, Sink
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
 from jora_tasks.summary import print_places, print_summary, summarise
@@ -40,23 +37,6 @@ app = typer.Typer(
 )
 
 
-@contextlib.contextmanager
-def _events(as_json: bool) -> Iterator[Sink]:
-    """Bars on a terminal, lines anywhere else."""
-    if sys.stderr.isatty() and not as_json:
-        with RichSink() as bars:
-            yield bars
-    else:
-        yield LineSink()
-
-
-@contextlib.contextmanager
-def _progress(as_json: bool) -> Iterator[Progress]:
-    with _events(as_json) as sink:
-        file = os.environ.get("JORA_PROGRESS")
-        yield Progress(sink, FileSink(file)) if file else Progress(sink)
-
-
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
@@ -65,8 +45,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if "kind" in result:
         console.print(f"[bold]{result['kind']}[/] {result['key']} {state} in {result['seconds']:.1f} s")
         for name, value in result["counts"].items():
-            _plain(f"  {name.replace('_', ' ')}: {_words(value)}")
-        _plain(f"  {result['path']}")
+            plain(f"  {name.replace('_', ' ')}: {_words(value)}")
+        plain(f"  {result['path']}")
     else:
         console.print(
             f"[bold]{result['name']}[/] version {result['version']}, {result['alias']}, "
@@ -101,7 +81,7 @@ def _stage_command(name: str) -> None:
             show_explanation(explain(question, settings, ArtifactStore()), as_json)
             return
         given = {kind: key for kind, key in keys.items() if key}
-        with _progress(as_json) as progress:
+        with shown_progress(as_json) as progress:
             result = run_stage(name, settings, ArtifactStore(), progress, given)
         _show(result, as_json)
 
@@ -141,7 +121,7 @@ def run(spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = F
     """Run all stages in this process, without Airflow."""
     settings = load_spec(spec, tuple(set_ or ()))
     store = ArtifactStore()
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         results = run_all(settings, store, progress)
     if as_json:
         print(json.dumps({"stages": results}), flush=True)
@@ -169,7 +149,7 @@ def models(
         print(json.dumps(found), flush=True)
         return
     for role, folder in found.items():
-        _plain(f"{role}: {folder}")
+        plain(f"{role}: {folder}")
 
 
 @app.command()
@@ -210,6 +190,9 @@ def plan(
         print_plan(result, console)
 
 
+app.command()(questions)
+
+
 PortOption = Annotated[
     int | None, typer.Option(help="Port of the Airflow UI; by default 8080, or a free one.", metavar="PORT")
 ]
@@ -222,7 +205,7 @@ def demo(port: PortOption = None, as_json: JsonOption = False) -> None:
 
     shown = Console(stderr=True) if as_json else console
     try:
-        summary = run_demo(ArtifactStore().home, shown, lambda: _events(as_json), port)
+        summary = run_demo(ArtifactStore().home, shown, lambda: shown_events(as_json), port)
     except DemoError as error:
         _fail(error)
     except KeyboardInterrupt:
@@ -302,7 +285,7 @@ def export(
         print(json.dumps(done), flush=True)
     else:
         console.print(f"[bold]adapter[/] {done['adapter']}, {len(done['files'])} files")
-        _plain(f"  {done['path']}")
+        plain(f"  {done['path']}")
 
 
 @app.command()
@@ -322,7 +305,7 @@ def merge(
     from jora_tasks.adapters import merge_into_base
 
     line = load_spec(spec, tuple(set_ or ())).name
-    with _progress(as_json) as progress:
+    with shown_progress(as_json) as progress:
         done = merge_into_base(adapter, output, ArtifactStore(), line, progress, base=base, dtype=dtype)
     if as_json:
         print(json.dumps(done), flush=True)
@@ -331,8 +314,8 @@ def merge(
             f"[bold]{done['base']['name']}[/] with adapter {done['adapter']['name']}, merged in float32, "
             f"stored as {done['dtype']}"
         )
-        _plain(f"  base weights in training: {done['trained_over']}")
-        _plain(f"  {done['path']}")
+        plain(f"  base weights in training: {done['trained_over']}")
+        plain(f"  {done['path']}")
 
 
 @app.command()

@@ -75,9 +75,8 @@ def score_arm(arm: str, questions: Sequence[Question], answers: Mapping[str, str
     scored = []
     for question in questions:
         prediction = answers[question.id]
-        said, cited = prediction, ()
-        if question.supporting is not None:
-            said, cited = split_citations(prediction)
+        asked_to_cite = question.supporting is not None
+        said, cited = split_citations(prediction) if asked_to_cite else (prediction, ())
         measures = score(said, question.answers)
         citations = None
         if question.supporting and arm != CLOSED_BOOK:
