@@ -6,9 +6,6 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import lzma
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import IO, Any, BinaryIO
@@ -17,7 +14,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Document, Loaded, Unreadable, normalise
 from retrieval.headings import first_heading
-from retrieval.loaders.archive import archive_members
+from retrieval.loaders.archive import DAMAGE, archive_members, damaged
 from retrieval.loaders.delimited import read_delimited
 from retrieval.loaders.docx import read_docx
 from retrieval.loaders.html import read_html
@@ -81,9 +78,8 @@ def load(
         yield Unreadable(source, str(error))
     except OSError as error:
         yield Unreadable(source, unreadable(source, error))
-    # what a damaged archive's decompressors say
-    except (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, NotImplementedError) as error:
-        yield Unreadable(source, f"{source} is damaged ({error or type(error).__name__}); pack it again.")
+    except DAMAGE as error:
+        yield Unreadable(source, damaged(source, error))
 
 
 def unreadable(source: str, error: OSError) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO
@@ -11,6 +13,9 @@ from typing import IO, BinaryIO
 from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Unreadable
+
+# What zipfile and its decompressors raise for a damaged archive.
+DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, ValueError, RuntimeError)
 
 # Text shrinks up to about 30-fold, repeated rows some more; deflate's limit is 1,032.
 _MOST_RATIO = 200
@@ -32,7 +37,7 @@ def archive_members(
     """
     try:
         archive = zipfile.ZipFile(stream)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{source} is not a zip archive that can be read ({error}); pack it again."
         ) from None
@@ -46,8 +51,18 @@ def archive_members(
             if problem := _problem(member):
                 yield Unreadable(source, f"{source}/{name} {problem}")
                 continue
-            with archive.open(member) as opened:
+            try:
+                opened = archive.open(member)
+            except DAMAGE as error:
+                yield Unreadable(source, damaged(f"{source}/{name}", error))
+                continue
+            with opened:
                 yield opened, member.file_size, f"{source}/{name}"
+
+
+def damaged(source: str, error: Exception) -> str:
+    """What to say of an archive, or of a file in one, that cannot be unpacked."""
+    return f"{source} is damaged ({error or type(error).__name__}); pack it again."
 
 
 def _hidden(name: str) -> bool:

@@ -43,10 +43,13 @@ def read_docx(stream: BinaryIO, source: str, config: DocumentsConfig) -> tuple[s
             levels = _heading_levels(parts.open(_STYLES)) if _STYLES in names else {}
             with parts.open(_BODY) as body:
                 text = "".join(_paragraphs(body, levels))
-    except (ParseError, zipfile.BadZipFile) as error:
-        raise InputError(f"{source} is not a Word file that can be read ({error}); save it again.") from None
+    except InputError:
+        raise
     except DefusedXmlException:
         raise InputError(f"{source} declares XML entities, as no Word file does; save it again.") from None
+    # an encoding that XML has not is a LookupError or ValueError, an encrypted part a RuntimeError
+    except (ParseError, zipfile.BadZipFile, LookupError, ValueError, RuntimeError) as error:
+        raise InputError(f"{source} is not a Word file that can be read ({error}); save it again.") from None
     return "", re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 

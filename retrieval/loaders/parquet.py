@@ -33,6 +33,6 @@ def read_parquet(stream: BinaryIO, source: str, config: DocumentsConfig) -> Iter
             for row in batch.to_pylist():
                 number += 1
                 yield row_document(row, source, number, config)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200].rstrip(". ")
         raise InputError(f"{source} is not Parquet that can be read ({reason}); write it again.") from None
