@@ -102,6 +102,17 @@ def test_the_evaluation_loss_has_a_curve_where_there_were_evaluations() -> None:
     assert heading not in _Page(render_report(report, rows, history=HISTORY)).text
 
 
+def test_page_tells_citations_where_they_were_asked_for() -> None:
+    report, rows = make_report()
+    assert "Citations" not in _Page(render_report(report, rows)).text
+    asked = [Question(f"q{i}", "?", ("right",), f"g{i}", (2,)) for i in range(4)]
+    said = {"q0": "right [2]", "q1": "right [1][2]", "q2": "right", "q3": "right [2]"}
+    report["arms"][ADAPTER] = summarise(score_arm(ADAPTER, asked, said), Resampling(100, 0.95, 0))
+    text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
+    assert "Adapter + contexts: precision 0.625, recall 0.750 of the sources" in text
+    assert "over 4 questions" in text
+
+
 def test_page_tells_the_figures() -> None:
     report, rows = make_report(champion=True)
     text = _Page(render_report(report, rows, history=HISTORY, lengths=[300, 310])).text
