@@ -45,6 +45,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     if "kind" in result:
         console.print(f"[bold]{result['kind']}[/] {result['key']} {state} in {result['seconds']:.1f} s")
         for name, value in result["counts"].items():
+            if value == {}:
+                continue
             plain(f"  {name.replace('_', ' ')}: {_words(value)}")
         plain(f"  {result['path']}")
     else:

@@ -71,8 +71,10 @@ class Overlaps:
         return frozenset(each.id for each in (*self.train, *self.instructions))
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Where from → kind → number."""
-        return {name: dict(Counter(each.kind for each in found)) for name, found in vars(self).items()}
+        """Where from → kind → number, of those that there are."""
+        return {
+            name: dict(Counter(each.kind for each in found)) for name, found in vars(self).items() if found
+        }
 
     def lines(self) -> list[str]:
         """One JSON object an overlap: split, and what `Overlap` has."""

@@ -104,7 +104,7 @@ def read_question(row: Mapping[str, Any]) -> Retrieved:
         row["split"],
         spans,
         passages(row["contexts"]),
-        passages(row["candidates"]),
+        passages(row.get("candidates", ())),
     )
 
 

@@ -100,17 +100,15 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
         progress("prompts", done=total, total=total, unit="prompts")
         if lines := overlaps.lines():
             (target / OVERLAP).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        return {
-            **tally.counts(),
-            "overlap": {**overlaps.counts(), "left_out": len(asked["train"]) - training},
-            "instructions": {
+        counts = tally.counts()
+        counts["overlap"] = {**overlaps.counts(), "left_out": len(asked["train"]) - training}
+        if general:
+            counts["instructions"] = {
                 "mixed_in": written - questions,
                 "over_the_budget": total - written,
                 "fewer_than_asked": mixed_in(training, config.mix_fraction) - len(mixed),
             }
-            if general
-            else {},
-        }
+        return counts
 
     return store.build("prompts", version=VERSION, settings=config.making(), inputs=inputs, write=write)
 
