@@ -27,6 +27,7 @@ DENSE, LEXICAL, FUSED, RERANKED = "dense", "lexical", "fused", "reranked"
 # Each retriever is asked for at least so many chunks: fusion gains by what both have, even further down.
 _SHALLOWEST = 100
 _BLOCK = 256  # questions searched at once
+_READ_AT_ONCE = 32  # chunks, while near-duplicates are left out
 _RERANKED_AT_ONCE = 32
 
 Scored = tuple[int, float]  # a chunk's row and its score
@@ -163,10 +164,16 @@ class Searcher:
         if 0 < dense_weight < 1:
             steps[FUSED] = _fused(pool, dense_weight)
         order = list(steps.get(FUSED) or (pool.dense if dense_weight else pool.lexical))
-        rows = [row for row, _ in order]
-        chunks = dict(zip(rows, self.index.chunks.take(rows), strict=True))
-        texts = (shown_text(chunks[row]) for row in rows)
-        kept, left_out = distinct(texts, self.config.near_duplicates, self.depth)
+        chunks: dict[int, Chunk] = {}
+
+        def texts() -> Iterator[str]:
+            for first in range(0, len(order), _READ_AT_ONCE):  # seldom more than once
+                rows = [row for row, _ in order[first : first + _READ_AT_ONCE]]
+                for row, chunk in zip(rows, self.index.chunks.take(rows), strict=True):
+                    chunks[row] = chunk
+                    yield shown_text(chunk)
+
+        kept, left_out = distinct(texts(), self.config.near_duplicates, self.depth)
         order = [order[position] for position in kept]
         if rerank and self._reranker:
             passages = [shown_text(chunks[row]) for row, _ in order]

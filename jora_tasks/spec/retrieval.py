@@ -16,7 +16,7 @@ class RetrievalConfig(Section):
         Literal["auto", "dense", "lexical", "hybrid"],
         Field(
             description="Search by vectors (dense), by words (lexical: BM25), by both (hybrid), or by what "
-            "finds more of the evidence of the dev questions (auto: dense unless another is surely better)."
+            "ranks the evidence of the dev questions highest (auto: dense unless another is surely better)."
         ),
     ] = AUTO_MODE
     dense_weight: Annotated[

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from retrieval.labels import Missing
     from retrieval.search import Found, Ranking
 
-VERSION = 3
+VERSION = 4
 CONTEXTS, MISSING = "contexts.parquet", "missing_evidence.jsonl"
 
 

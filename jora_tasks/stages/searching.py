@@ -79,7 +79,7 @@ def find_weight(
     """The weight of dense search that the mode means, and why; ``auto`` looks at the dev questions alone."""
     from jora_tasks.evaluation.retriever_choice import DENSE, RIVALS, choose_weight
     from jora_tasks.evaluation.summary import Resampling
-    from retrieval.measures import recall_at
+    from retrieval.measures import ndcg_at, recall_at
     from retrieval.search import dense_weight_of
 
     if config.mode != AUTO_MODE:
@@ -87,16 +87,19 @@ def find_weight(
     dev = [each for each in asked if each.question.split == "dev" and each.relevant]
     weights = (DENSE, *RIVALS)
     k = searcher.depth if config.reranker else config.top_k  # what goes on is what must hold the evidence
+    ndcg: dict[float, list[float]] = {weight: [] for weight in weights}
     recall: dict[float, list[float]] = {weight: [] for weight in weights}
     for each, pool in zip(
         dev, searcher.pools([each.question.question for each in dev], weights), strict=True
     ):
         for weight in weights:
-            ranking = searcher.rank(pool, weight, rerank=False)
-            recall[weight].append(recall_at([found.chunk.id for found in ranking.found], each.relevant, k))
+            found = searcher.rank(pool, weight, rerank=False).found
+            ranked = [one.chunk.id for one in found]
+            ndcg[weight].append(ndcg_at(ranked, each.relevant, k))
+            recall[weight].append(recall_at(ranked, each.relevant, k))
     resampling = Resampling(evaluation.bootstrap_samples, evaluation.confidence, evaluation.seed)
-    weight, why = choose_weight(recall, [each.question.group for each in dev], resampling)
-    return weight, {**why, "measure": f"recall@{k}"}
+    weight, why = choose_weight(ndcg, recall, [each.question.group for each in dev], resampling)
+    return weight, {**why, "k": k}
 
 
 def open_again(

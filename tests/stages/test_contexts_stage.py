@@ -154,7 +154,7 @@ def test_the_dev_questions_choose_the_retriever(rag):
     assert retriever["mode"] in ("lexical", "hybrid")  # the embedder's weights are random
     chosen = retriever["minus_dense"][str(retriever["dense_weight"])]
     assert chosen["interval"][0] > 0
-    assert (retriever["dev_questions"], retriever["groups"], retriever["measure"]) == (10, 10, "recall@3")
+    assert (retriever["dev_questions"], retriever["groups"], retriever["k"]) == (10, 10, 3)
     set_ = {"mode": retriever["mode"], "dense_weight": retriever["dense_weight"] or 0.5}
     assert rows_of(rag.contexts(retrieval=set_)) == rows_of(contexts)
     assert rows_of(rag.contexts(retrieval={"mode": "dense"})) != rows_of(contexts)
