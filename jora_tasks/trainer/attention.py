@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jora_tasks.trainer.blockwise import MASKED, Form, blockwise, capped
 from jora_tasks.trainer.mesh import RULES, fits
 
-BLOCK, LONG_BLOCK, LONG = 256, 512, 8192
+LONG = 8192  # tokens of a row from which on memory decides rather than time
+BLOCK, LONG_BLOCK = 256, 512
 
 Queries = Float[Array, "B S H d"]
 Keys = Float[Array, "B S K d"]

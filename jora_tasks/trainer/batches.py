@@ -86,8 +86,8 @@ class Batches:
         """The padded lengths in use, ascending; one with packing."""
         multiple = int(np.lcm(LENGTH_MULTIPLE, self.multiple))
         if self.packing:
-            return (round_up(self.row_length or int(self._tokens.max()), multiple),)
-        return padded_lengths(self._tokens, multiple)
+            return (round_up(self.row_length or int(self.dataset.lengths.max()), multiple),)
+        return padded_lengths(self.dataset.lengths, multiple)
 
     @cached_property
     def per_epoch(self) -> int:
@@ -118,7 +118,7 @@ class Batches:
 
     def _make_epoch(self, epoch: int) -> tuple[Update, ...]:
         random = np.random.default_rng((self.seed, epoch))
-        order = random.permutation(len(self._tokens))
+        order = random.permutation(len(self.dataset.lengths))
         updates: list[Update] = []
         waiting: list[tuple[int, ...]] = []
         for length, rows in zip(self.lengths, self._rows(order), strict=True):
@@ -131,8 +131,8 @@ class Batches:
     def _rows(self, order: np.ndarray) -> list[list[tuple[int, ...]]]:
         """The rows of each padded length, filled in this order of examples."""
         if self.packing:
-            return [pack(self._tokens, order, self.lengths[0])]
-        bucket = np.searchsorted(self.lengths, self._tokens[order])
+            return [pack(self.dataset.lengths, order, self.lengths[0])]
+        bucket = np.searchsorted(self.lengths, self.dataset.lengths[order])
         return [[(int(index),) for index in order[bucket == number]] for number in range(len(self.lengths))]
 
     def arrays(self, update: Update) -> Batch:
@@ -174,18 +174,13 @@ class Batches:
         return self.batch_size * self.accumulation
 
     @cached_property
-    def _tokens(self) -> np.ndarray:
-        """Tokens of each example."""
-        return np.array([len(example.input_ids) for example in self.dataset.examples])
-
-    @cached_property
     def _answer_widths(self) -> tuple[int, ...]:
         """K for each padded length: room for the scored tokens of any row that can be padded to it."""
-        scored = np.array([int(example.scored.sum()) for example in self.dataset.examples])
+        scored = self.dataset.scored_counts
         if self.packing:
-            most = [most_scored(self._tokens, scored, self.lengths[0])]
+            most = [most_scored(self.dataset.lengths, scored, self.lengths[0])]
         else:
-            most = [int(scored[self._tokens <= length].max()) for length in self.lengths]
+            most = [int(scored[self.dataset.lengths <= length].max()) for length in self.lengths]
         return tuple(round_up(each, ANSWER_MULTIPLE) for each in most)
 
 

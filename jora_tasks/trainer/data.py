@@ -156,7 +156,17 @@ class Dataset:
     @cached_property
     def tokens(self) -> int:
         """Tokens in all, padding not counted."""
-        return sum(len(example.input_ids) for example in self.examples)
+        return int(self.lengths.sum())
+
+    @cached_property
+    def lengths(self) -> Int[np.ndarray, " N"]:
+        """Tokens of each example."""
+        return np.array([len(example.input_ids) for example in self.examples])
+
+    @cached_property
+    def scored_counts(self) -> Int[np.ndarray, " N"]:
+        """Scored tokens of each example."""
+        return np.array([np.count_nonzero(example.scored) for example in self.examples])
 
     @cached_property
     def digest(self) -> str:

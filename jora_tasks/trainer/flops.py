@@ -44,22 +44,24 @@ def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], 
     d = heads * head_dim, and a sequence of S tokens has S^2 / 2 pairs, of which a layer with a window W
     keeps W S - W^2 / 2; a scored token 4 D V for the head, 6 D V where that is trained.
     """
-    layers = config.num_hidden_layers
-    sizes = {name: (one.in_features, one.out_features) for name, one in config.projections.items()}
-    frozen = layers * sum(inputs * outputs for inputs, outputs in sizes.values())
-    adapter = sum(lora.r * sum(sizes[name]) * len(at) for name, at in lora_targets(config, lora).items())
-    head = 6 if HEAD in lora.modules_to_save else 4
     lengths = list(lengths)
     local = sum(config.local_layers)
     reach = [min(length, config.window or length) for length in lengths]
-    pairs = (layers - local) * sum(length**2 for length in lengths) + local * sum(
+    pairs = (config.num_hidden_layers - local) * sum(length**2 for length in lengths) + local * sum(
         2 * near * length - near**2 for near, length in zip(reach, lengths, strict=True)
     )  # counted twice
-    return float(
-        (4 * frozen + 6 * adapter) * sum(lengths)
-        + 6 * config.query_size * pairs
-        + head * config.hidden_size * config.vocab_size * scored_tokens
-    )
+    of_token, of_scored = _token_flops(config, lora)
+    return float(of_token * sum(lengths) + 6 * config.query_size * pairs + of_scored * scored_tokens)
+
+
+@functools.lru_cache(maxsize=8)
+def _token_flops(config: DecoderConfig, lora: LoraConfig) -> tuple[int, int]:
+    """What any token costs apart from attention, and what a scored one costs besides."""
+    sizes = {name: (one.in_features, one.out_features) for name, one in config.projections.items()}
+    frozen = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in sizes.values())
+    adapter = sum(lora.r * sum(sizes[name]) * len(at) for name, at in lora_targets(config, lora).items())
+    head = 6 if HEAD in lora.modules_to_save else 4
+    return 4 * frozen + 6 * adapter, head * config.hidden_size * config.vocab_size
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import attention
+from jora_tasks.trainer.attention import LONG, attention
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.lora import LoraTree, linear
 from jora_tasks.trainer.mesh import Axes, constrain
@@ -30,7 +30,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 CHUNK = 2048  # tokens on which a layer's products work at once, where a device has more than `LONG` of a row
-LONG = 8192
 
 Tables = tuple[Array, ...]  # cosine and sine
 Project = Callable[[str, Array], Array]  # a projection's name and its input → its output

@@ -171,7 +171,7 @@ class Loop:
             "step": after.step,
             "epoch": dispatched.epoch,
             **{name: figures[name] for name in ("loss", "learning_rate", "grad_norm")},
-            **self._speed(examples, dispatched.update.length * self._rows),
+            **self._speed(dispatched.update),
         }
         if self._held_out and self._evaluates(after.step):
             metrics["eval_loss"] = self._evaluate(self._held_out)
@@ -248,16 +248,17 @@ class Loop:
     def _examples(self, update: Update) -> list[Example]:
         return [self._batches.dataset.examples[index] for index in update.indices]
 
-    def _speed(self, examples: list[Example], computed: int) -> dict[str, Any]:
+    def _speed(self, update: Update) -> dict[str, Any]:
         """Tokens of the last update and how fast they were, without the padding among those computed."""
-        lengths = [len(example.input_ids) for example in examples]
-        scored = int(sum(example.scored.sum() for example in examples))
+        indices, dataset = list(update.indices), self._batches.dataset
+        lengths = dataset.lengths[indices].tolist()
+        tokens, scored = sum(lengths), int(dataset.scored_counts[indices].sum())
         flops = step_flops(self._model.config, self._model.lora_config or LoraConfig(), lengths, scored)
         return {
-            "tokens": sum(lengths),
+            "tokens": tokens,
             "scored_tokens": scored,
-            "computed_tokens": computed,
-            "tokens_per_second": sum(lengths) / self._seconds,
+            "computed_tokens": update.length * self._rows,
+            "tokens_per_second": tokens / self._seconds,
             "mfu_4n": None if self._peak is None else flops / self._seconds / self._peak,
             "seconds": self._seconds,
         }

@@ -42,15 +42,20 @@ def check_program(compiled: Any, examples: Sequence[Example], rows: int) -> None
     statistics = device.memory_stats() or {}
     if analysis is None or "bytes_limit" not in statistics:
         return
-    needed = (
-        analysis.argument_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-        + analysis.temp_size_in_bytes
-    )
+    needed = program_bytes(analysis)
     if needed > statistics["bytes_limit"]:
         limit = statistics["bytes_limit"]
         raise InputError(_sentence(examples, rows, f" ({needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB)"))
+
+
+def program_bytes(analysis: Any) -> int:
+    """What a compiled program takes on a device, arguments included, by its ``memory_analysis()``."""
+    return (
+        analysis.argument_size_in_bytes
+        + analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+    )
 
 
 def _sentence(examples: Sequence[Example], rows: int, figures: str = "") -> str:

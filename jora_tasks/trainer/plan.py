@@ -8,6 +8,7 @@ here. Compiling happens in a child process, since a target decides how JAX start
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -117,8 +118,10 @@ def compile_plan(request: Request) -> dict[str, Any]:
 
     from jora_tasks.trainer.collectives import collectives
     from jora_tasks.trainer.flops import step_flops
+    from jora_tasks.trainer.memory import program_bytes
     from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh
     from jora_tasks.trainer.shapes import shape_of
+    from jora_tasks.trainer.step import lower_step, make_step
 
     config, training = shape_of(request.model), request.training
     devices, memory = _devices(request.target)
@@ -130,10 +133,13 @@ def compile_plan(request: Request) -> dict[str, Any]:
             "devices; make it a multiple."
         )
     arguments = abstract_arguments(request, config, mesh)
-    lora, opt_state, base = arguments[:3]
+    lora, opt_state, base, batch = arguments
+    length, scored = batch.tokens.shape[-1], batch.scored.shape[-1]
+    rows = training.batch_size * training.gradient_accumulation
     facts: dict[str, Any] = {
         **{key: value for key, value in asdict(request).items() if key not in _SECTIONS},
-        "scored_tokens": _scored(request),
+        "sequence_length": length,
+        "scored_tokens": scored,
         "batch_size": training.batch_size,
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
@@ -141,23 +147,14 @@ def compile_plan(request: Request) -> dict[str, Any]:
         "dtype": request.weights.dtype,
         "quantization": request.weights.quantization,
         "remat": training.remat,
-        "flops": step_flops(
-            config,
-            request.lora,
-            [request.sequence_length] * training.batch_size * training.gradient_accumulation,
-            _scored(request) * training.batch_size * training.gradient_accumulation,
-        ),
+        "flops": step_flops(config, request.lora, [length] * rows, scored * rows),
         "arguments_per_device": {
             name: _bytes_per_device(tree)
             for name, tree in (("base", base), ("adapter", lora), ("optimizer", opt_state))
         },
         "memory_per_device": memory,
     }
-    from jora_tasks.trainer.step import make_step
-
-    step = make_step(config, request.lora, training, TOTAL_STEPS, mesh)
-    places = jax.tree.map(lambda leaf: leaf.sharding, (lora, opt_state))
-    lowered = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None)).lower(*arguments)
+    lowered = lower_step(make_step(config, request.lora, training, TOTAL_STEPS, mesh), *arguments)
     started = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -167,12 +164,7 @@ def compile_plan(request: Request) -> dict[str, Any]:
         return {**facts, "fits": False, "reason": _reason(str(error))}
     seconds = time.perf_counter() - started
     analysis: Any = compiled.memory_analysis()
-    total = (
-        analysis.argument_size_in_bytes
-        + analysis.temp_size_in_bytes
-        + analysis.output_size_in_bytes
-        - analysis.alias_size_in_bytes
-    )
+    total = program_bytes(analysis)
     return {
         **facts,
         "bytes_per_device": {
@@ -188,15 +180,18 @@ def compile_plan(request: Request) -> dict[str, Any]:
 
 
 def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, ...]:
-    """Shapes, types and places of the step's arguments: lora, opt_state, base, batch, number."""
+    """Shapes, types and places of the step's arguments: lora, opt_state, base, batch.
+
+    Lengths are rounded up as `Batches` pads them.
+    """
     import jax
     import jax.numpy as jnp
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jora_tasks.trainer.batches import Batch
+    from jora_tasks.trainer.batches import ANSWER_MULTIPLE, LENGTH_MULTIPLE, Batch, round_up
     from jora_tasks.trainer.load import abstract_base
     from jora_tasks.trainer.lora import lora_axes, lora_shapes
-    from jora_tasks.trainer.mesh import sharding
+    from jora_tasks.trainer.mesh import length_multiple, sharding
     from jora_tasks.trainer.step import make_optimizer
 
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -216,14 +211,19 @@ def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, .
         place = sharding(mesh, (None, "batch", None))
         return jax.ShapeDtypeStruct((*rows, width), dtype, sharding=place)
 
-    scored = _scored(request)
+    length = round_up(request.sequence_length, math.lcm(LENGTH_MULTIPLE, length_multiple(mesh)))
+    wanted = request.scored_tokens or max(1, request.sequence_length // 10)
+    scored = round_up(wanted, ANSWER_MULTIPLE)
+    packed = row(length, jnp.int32) if request.training.packing else None
     batch = Batch(
-        tokens=row(request.sequence_length, jnp.int32),
+        tokens=row(length, jnp.int32),
         positions=row(scored, jnp.int32),
         targets=row(scored, jnp.int32),
         scored=row(scored, jnp.bool_),
+        segments=packed,
+        position_ids=packed,
     )
-    return lora, opt_state, base, batch, jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return lora, opt_state, base, batch
 
 
 def _place_like(optimizer: Any, lora: Any, everywhere: Any) -> Any:
@@ -238,11 +238,6 @@ def _place_like(optimizer: Any, lora: Any, everywhere: Any) -> Any:
         lora,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
-
-
-def _scored(request: Request) -> int:
-    wanted = request.scored_tokens or max(1, request.sequence_length // 10)
-    return -(-wanted // 8) * 8
 
 
 def _devices(target: str) -> tuple[list[Any], int | None]:
@@ -270,16 +265,9 @@ def _bytes_per_device(tree: Any) -> int:
     import jax
 
     return sum(
-        int(_size(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dimension in shape:
-        size *= dimension
-    return size
 
 
 def _reason(text: str) -> str:

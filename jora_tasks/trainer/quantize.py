@@ -110,8 +110,11 @@ class NF4:
         *layers, _, out = self.codes.shape
         pairs = self.codes.reshape(*layers, -1, 1, BLOCK // 2, out)
         codes = (pairs >> jnp.asarray([0, 4], jnp.uint8)[:, None, None]) & 15
-        levels = jax.lax.platform_dependent(codes, tpu=_select_levels, default=_look_up_levels)
-        scales = _scales(self.maxima, self.step, self.least)[..., None, None, :]
+        # Tied to the layer's step: levels spread into matrices would else be made before a loop over layers
+        # and kept through it.
+        table, step = jax.lax.optimization_barrier((jnp.asarray(NF4_LEVELS, jnp.float32), self.step))
+        levels = jax.lax.platform_dependent(codes, table, tpu=_select_levels, default=_look_up_levels)
+        scales = _scales(self.maxima, step, self.least)[..., None, None, :]
         # Made whole before its shape changes: the scales would else be spread into a matrix of their own.
         floats = jax.lax.optimization_barrier((levels * scales).astype(dtype))
         return floats.reshape(*layers, -1, out)[..., : self.columns, :]
@@ -138,20 +141,18 @@ def nearest_level(values: Float[Array, "*T"]) -> UInt8[Array, "*T"]:
     return sum(((values > each).astype(jnp.uint8) for each in between), jnp.zeros(values.shape, jnp.uint8))
 
 
-def _look_up_levels(codes: UInt8[Array, "*T"]) -> Float[Array, "*T"]:
+def _look_up_levels(codes: UInt8[Array, "*T"], table: Float[Array, " levels"]) -> Float[Array, "*T"]:
     """The level of each number."""
-    return jnp.asarray(NF4_LEVELS, jnp.float32).at[codes].get(mode="promise_in_bounds")
+    return table.at[codes].get(mode="promise_in_bounds")
 
 
-def _select_levels(codes: UInt8[Array, "*T"]) -> Float[Array, "*T"]:
+def _select_levels(codes: UInt8[Array, "*T"], table: Float[Array, " levels"]) -> Float[Array, "*T"]:
     """The same by halving the table bit by bit: a look-up is slow on a TPU, and takes indices of 32 bits."""
-    # Tied to the codes: levels spread into matrices would else be made before a loop and kept through it.
-    levels, codes = jax.lax.optimization_barrier((jnp.asarray(NF4_LEVELS, jnp.float32), codes))
-    table = list(levels)
+    levels = list(table)
     for bit in range(4):
         is_set = (codes >> bit) & 1 == 1
-        table = [jnp.where(is_set, odd, even) for even, odd in zip(table[::2], table[1::2], strict=True)]
-    return table[0]
+        levels = [jnp.where(is_set, odd, even) for even, odd in zip(levels[::2], levels[1::2], strict=True)]
+    return levels[0]
 
 
 def _blocks(matrix: Float[Array, "*L in out"]) -> Float[Array, "*L blocks 64 out"]:

@@ -129,10 +129,14 @@ def compile_step(
     if model.lora is None or model.lora_config is None:
         raise ValueError("the model has no adapter to train; load it with lora= or adapter=")
     step = make_step(model.config, model.lora_config, training, total_steps, model.mesh)
-    state = (model.lora, opt_state)
-    places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    compiled = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None))
-    return compiled.lower(*state, model.base, batch, jnp.int32(0)).compile()
+    return lower_step(step, model.lora, opt_state, model.base, batch).compile()
+
+
+def lower_step(step: Step, lora: Tree, opt_state: Tree, base: Tree, batch: Batch) -> Any:
+    """Lower the update, its state donated and put out where it came in, for arrays or their shapes."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, (lora, opt_state))
+    jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(*places, None))
+    return jitted.lower(lora, opt_state, base, batch, jax.ShapeDtypeStruct((), jnp.int32))
 
 
 def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jora_tasks.spec import LoraConfig, TrainConfig
+from jora_tasks.trainer import attention
 from jora_tasks.trainer.batches import Batches, Update
 from jora_tasks.trainer.config import parse_config
 from jora_tasks.trainer.data import Dataset, Example
@@ -30,7 +31,14 @@ CONFIG = parse_config(
 )
 LORA = LoraConfig(r=4)
 LENGTHS = (128, 100, 90, 64, 37, 28, 20, 5)
-ROW = 256  # examples end within and at the edges of attention's blocks of 128
+ROW, BLOCK = 256, 128  # examples end within and at the edges of attention's blocks
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_blocks_a_row():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "BLOCK", BLOCK)
+        yield
 
 
 @pytest.fixture(scope="module")
