@@ -23,6 +23,18 @@ INSTRUCTION = (
     "Give the answer in the words of the text, as short as possible. Reply with two lines:\n"
     "Question: ...\nAnswer: ..."
 )
+# Small models keep to the two lines only when they have seen them once.
+_EXAMPLE: list[Message] = [
+    {
+        "role": "user",
+        "content": "Text (Canteen › Hours):\n\nThe canteen of the northern building opens at 11:30 on "
+        "weekdays. Guests pay in cash.",
+    },
+    {
+        "role": "assistant",
+        "content": "Question: When does the canteen of the northern building open?\nAnswer: 11:30",
+    },
+]
 CLOSED_BOOK = "Answer the question. Reply with the answer alone, as short as possible."
 
 # Why there is no question of a chunk.
@@ -50,6 +62,7 @@ def draft_messages(chunk: Chunk) -> list[Message]:
     """What a model is told to draft a question from a chunk."""
     return [
         {"role": "system", "content": INSTRUCTION},
+        *_EXAMPLE,
         {"role": "user", "content": f"Text ({chunk.heading}):\n\n{chunk.text}"},
     ]
 
