@@ -26,6 +26,7 @@ from jora_tasks.drafting.drafts import (
 from jora_tasks.drafting.journal import Journal
 from jora_tasks.drafting.writers import Failed, Writer
 from jora_tasks.errors import InputError
+from jora_tasks.reading import read_text
 
 if TYPE_CHECKING:
     from retrieval.chunk_table import ChunkTable
@@ -62,7 +63,8 @@ def draft_questions(
       chunks, attempted and kept, and refused: reason → chunks.
 
     Raises:
-      InputError: if the output is there already and not of such a run, or see `Journal` and the writer.
+      InputError: if the output is there already and not as such a run left it, or see `Journal` and the
+        writer.
       RunStopped: see the writer; what was drafted so far is in the output.
     """
     journal_file = output.with_name(f"{output.stem}.attempts.jsonl")
@@ -74,6 +76,11 @@ def draft_questions(
             f"No chunk of the index has {min_tokens} tokens; lower --min-tokens, or index longer documents."
         )
     with Journal(journal_file, writer.identity) as journal:
+        if output.exists() and not _written(journal).startswith(read_text(output)):
+            raise InputError(
+                f"--output {output} was changed since it was drafted; give a file that is absent, or copy it "
+                "elsewhere and remove it here."
+            )
         try:
             asked = {same_question(row["question"]) for row in journal.rows}
             left = [row for id_, row in ordered if id_ not in journal.outcomes]
@@ -87,8 +94,7 @@ def draft_questions(
             if not journal.outcomes:
                 journal_file.unlink()  # else another model could not begin
             if journal.rows:
-                lines = [json.dumps(row, ensure_ascii=False) for row in journal.rows]
-                write_text(output, "".join(f"{line}\n" for line in lines))
+                write_text(output, _written(journal))
         counts = journal.counts()
         return {
             "chunks": len(ordered),
@@ -136,6 +142,11 @@ def _attempts(
         asked.add(same_question(drafts[chunk.id].question))
         kept += 1
         yield chunk.id, KEPT, question_row(drafts[chunk.id], chunk)
+
+
+def _written(journal: Journal) -> str:
+    """The questions file of what a journal kept."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in journal.rows)
 
 
 def _drawn(chunks: ChunkTable, min_tokens: int, seed: int) -> list[tuple[str, int]]:

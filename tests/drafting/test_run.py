@@ -116,6 +116,16 @@ def test_files_of_others_are_refused(chunks, tmp_path):
         draft_questions(chunks, Model(), tmp_path / "y.jsonl", min_tokens=500)
 
 
+def test_questions_edited_by_hand_are_not_written_over(chunks, tmp_path):
+    output = tmp_path / "questions.jsonl"
+    draft_questions(chunks, Model(), output, min_tokens=5, count=2)
+    edited = output.read_text().replace("What is", "Which is")
+    output.write_text(edited)
+    with pytest.raises(InputError, match="was changed since it was drafted"):
+        draft_questions(chunks, Model(), output, min_tokens=5)
+    assert output.read_text() == edited
+
+
 def test_a_run_that_came_to_nothing_leaves_nothing(chunks, tmp_path):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(RunStopped):
