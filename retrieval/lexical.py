@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from array import array
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def write_lexical(folder: Path, texts: Iterable[str]) -> int:
     """
     vocabulary: dict[str, int] = {}
     # by first appearance: bm25s's own numbering follows the order of a set, another in each process
-    ids = [[vocabulary.setdefault(term, len(vocabulary)) for term in terms(text)] for text in texts]
+    ids = [
+        array("I", (vocabulary.setdefault(term, len(vocabulary)) for term in terms(text))) for text in texts
+    ]
     made = _bm25s().BM25(method="lucene")
     with np.errstate(invalid="ignore"):  # no term at all: the mean length is 0
         made.index((ids, vocabulary), create_empty_token=False, show_progress=False)
