@@ -1,8 +1,9 @@
-"""Documents → index, daily or by hand. The new index starts `adapter_training`."""
+"""Documents → index, daily or by hand, embedded in ``index.shards`` tasks. It starts `adapter_training`."""
 
 from datetime import timedelta
+from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, dag
+from airflow.sdk import CronTriggerTimetable, chain, dag, task
 
 from jora_tasks.airflow.assets import CORPUS, INDEX
 from jora_tasks.airflow.operators import StageOperator
@@ -22,13 +23,26 @@ from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_p
 )
 def document_index():
     corpus = StageOperator(task_id="corpus", stage="corpus", outlets=[CORPUS])
-    StageOperator(
+
+    @task
+    def shards(params: dict[str, Any] | None = None) -> list[list[str]]:
+        """Options of each part that is embedded ahead of the index; none where the index embeds alone."""
+        count = (params or {})["index.shards"]
+        return [["--shard", str(shard)] for shard in range(count)] if count > 1 else []
+
+    parts = shards()
+    embed = StageOperator.partial(
+        task_id="embed", stage="embed", inputs=[corpus.output], inlets=[CORPUS]
+    ).expand(arguments=parts)
+    index = StageOperator(
         task_id="index",
         stage="index",
         inputs=[corpus.output],
         inlets=[CORPUS],
         outlets=[INDEX],
+        trigger_rule="none_failed",  # without shards the task before it is skipped
     )
+    chain(corpus, parts, embed, index)
 
 
 document_index()

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.commands.ask import ask
+from jora_tasks.commands.embed import embed
 from jora_tasks.commands.explain import explain, show_explanation
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain
 from jora_tasks.commands.questions import questions
@@ -116,6 +117,7 @@ def _option(name: str, help_: str, metavar: str) -> inspect.Parameter:
 for _name in STAGES:
     _stage_command(_name)
 app.command()(ask)
+app.command()(embed)
 
 
 @app.command()

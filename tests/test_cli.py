@@ -22,6 +22,7 @@ def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["corpus", "--spec", "absent.yaml"], "absent.yaml: no such file"),
         (["corpus", "--set", "lora.r=0"], "lora.r (got 0)"),
         (["index"], "run `jora corpus` first"),
+        (["embed", "--shard", "1"], "run `jora corpus` first"),
         (["train", "--prompts", "feed"], "prompts 'feed' does not exist"),
     ],
 )

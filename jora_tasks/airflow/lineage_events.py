@@ -21,7 +21,9 @@ def stage_lineage(result: Mapping[str, Any], keys: Mapping[str, str]) -> Operato
     store = ArtifactStore()
     if "kind" in result:
         inputs, outputs = datasets(store, store.get(result["kind"], result["key"]))
-    else:
+    elif "version" in result:
         taken = [store.get(kind, key) for kind, key in keys.items()]
         inputs, outputs = registration_datasets(store, taken, result["name"], result["version"])
+    else:  # a shard: what it leaves in the cache has no version, and the index tells the rest
+        return OperatorLineage()
     return OperatorLineage(inputs=inputs, outputs=outputs)

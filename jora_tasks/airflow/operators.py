@@ -40,18 +40,19 @@ class StageOperator(BaseOperator):
       inputs: what tasks before returned, as in ``[corpus.output]``; says kind and key of an artifact.
       event_input: asset whose triggering event, if there is one, gives the key of that kind and
         the name of the line of adapters; without an event the command takes the latest.
+      arguments: further options of the command; what a mapped task is mapped over.
       command: what to run; the stage and its options are added.
 
     Returns:
-      The command's JSON object: stage, state, kind, key, digest, path, counts, seconds; or, of a
-      registration, name, version, alias and verdict.
+      The command's JSON object: stage, state, kind, key, digest, path, counts, seconds; of a
+      registration, name, version, alias and verdict; of an embedded shard, its number and counts.
 
     Raises:
       AirflowFailException: bad input, with its one sentence; no retry would mend it.
       AirflowException: any other failure; retried.
     """
 
-    template_fields: Sequence[str] = ("inputs",)
+    template_fields: Sequence[str] = ("inputs", "arguments")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -60,6 +61,7 @@ class StageOperator(BaseOperator):
         stage: str,
         inputs: Sequence[Any] = (),
         event_input: Asset | None = None,
+        arguments: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
         **kwargs: Any,
     ) -> None:
@@ -67,6 +69,7 @@ class StageOperator(BaseOperator):
         self.stage = stage
         self.inputs = list(inputs)
         self.event_input = event_input
+        self.arguments = arguments
         self.command = tuple(command)
         self._child: Child | None = None
         self._cancelled = False
@@ -131,7 +134,8 @@ class StageOperator(BaseOperator):
 
     def _arguments(self, folder: Path, keys: Mapping[str, str]) -> list[str]:
         options = [part for kind, key in keys.items() for part in (f"--{kind}", key)]
-        return [*self.command, self.stage, "--spec", str(spec_file(folder)), "--json", *options]
+        given = [*options, *self.arguments]
+        return [*self.command, self.stage, "--spec", str(spec_file(folder)), "--json", *given]
 
     def _environment(self, home: Path, folder: Path, run: Any) -> dict[str, str]:
         """This process's without Airflow's own settings, some of which are secrets."""

@@ -92,7 +92,9 @@ def run_dag(airflow_db: None) -> Callable[..., Any]:
         dag = bag.dags[dag_id]
         for task in dag.tasks:
             task.retries = 0
-            if command:
+            if command and hasattr(task, "partial_kwargs"):
+                task.partial_kwargs["command"] = command
+            elif command:
                 task.command = command
         return dag.test(run_conf=conf or {})
 

@@ -47,8 +47,9 @@ def returned(run: Any, task_id: str) -> Any:
 
 def test_the_dags_run_every_stage_once_in_order(dags):
     assert set(dags) == {"document_index", "adapter_training"}
-    stages = [task.stage for dag in (dags["document_index"], dags["adapter_training"]) for task in dag.tasks]
-    assert stages == list(STAGES)
+    tasks = [task for dag in (dags["document_index"], dags["adapter_training"]) for task in dag.tasks]
+    assert [task.stage for task in tasks if hasattr(task, "stage")] == list(STAGES)
+    assert dags["document_index"].task_dict["index"].upstream_task_ids == {"corpus", "embed"}
     training = dags["adapter_training"]
     assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts"}
     assert training.task_dict["register"].upstream_task_ids == {"train", "evaluate"}
@@ -76,8 +77,8 @@ def test_the_index_starts_training_and_not_itself(dags):
 def test_assets_are_files_and_declared_on_both_sides(dags):
     for dag in dags.values():
         for task in dag.tasks:
-            assert task.task_id == "corpus" or task.inlets
-            assert task.task_id == "register" or task.outlets
+            assert task.task_id in ("corpus", "shards") or task.inlets
+            assert task.task_id in ("register", "shards", "embed") or task.outlets
             assert all(asset.uri.startswith("file:///") for asset in (*task.inlets, *task.outlets))
     assert CORPUS.uri.endswith("/artifacts/corpus")
 
@@ -141,4 +142,22 @@ def test_bad_input_fails_the_first_task_with_its_sentence(run_dag: Callable[...,
     assert run.state == "failed"
     assert not run_folder(home, run.dag_id, run.run_id).exists()
     tasks = {task.task_id: task.state for task in run.get_task_instances()}
-    assert tasks == {"corpus": "failed", "index": "upstream_failed"}
+    assert tasks == {"corpus": "failed"} | dict.fromkeys(("shards", "embed", "index"), "upstream_failed")
+
+
+def test_shards_are_embedded_by_tasks_of_their_own_before_the_index(run_dag, home, echo):
+    run = run_dag("document_index", {"index.shards": 3}, echo)
+    assert run.state == "success"
+    tasks = [(task.task_id, task.map_index, task.state) for task in run.get_task_instances()]
+    assert sorted(tasks) == [
+        ("corpus", -1, "success"),
+        *(("embed", number, "success") for number in range(3)),
+        ("index", -1, "success"),
+        ("shards", -1, "success"),
+    ]
+
+
+def test_without_shards_the_index_embeds_alone(run_dag, home, echo):
+    run = run_dag("document_index", {}, echo)
+    states = {task.task_id: task.state for task in run.get_task_instances()}
+    assert states == {"corpus": "success", "shards": "success", "embed": "skipped", "index": "success"}
