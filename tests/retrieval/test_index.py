@@ -202,3 +202,18 @@ def test_embedded_text_has_the_end_of_the_heading_path_that_fits(tiny_embedder):
     assert embedding_text("text", heading, offsets, 10) == "the option and the default\ntext"
     assert embedding_text("text", heading, offsets, 2) == "the default\ntext"
     assert embedding_text("text", heading, offsets, 0) == "text"
+
+
+def test_int8_vectors_are_close_the_same_whatever_the_batch_and_made_once(tiny_embedder_folder, tmp_path):
+    cache = tmp_path / "onnx"
+    made = Embedder(tiny_embedder_folder, "tiny", "sha256:1", backend="onnx_int8", cache_folder=cache)
+    ours = made.embed_texts(TEXTS)
+    expected = made.float32().embed_texts(TEXTS)
+    assert 0.95 < np.einsum("nd,nd->n", ours, expected).min() < 1
+    (file,) = cache.iterdir()
+    stamp = file.stat().st_mtime_ns
+    again = Embedder(tiny_embedder_folder, "tiny", "sha256:1", backend="onnx_int8", cache_folder=cache)
+    for row, text in enumerate(TEXTS):
+        assert np.array_equal(again.embed_texts([text])[0], ours[row])
+    assert file.stat().st_mtime_ns == stamp
+    assert again.identity.backend == "onnx_int8"

@@ -184,6 +184,16 @@ def test_shards_embed_everything_once_and_the_index_finds_it(stage_embedders, tm
     assert index.digest == alone.digest
 
 
+def test_int8_vectors_tell_how_close_they_are(stage_embedders, tmp_path):
+    line = Line(tmp_path, stage_embedders[0])
+    exact = line.build()
+    assert "cosine_to_float32" not in exact.counts
+    quantised = line.build(backend="onnx_int8")
+    assert quantised.key != exact.key
+    assert 0.9 < quantised.counts["cosine_to_float32"]["min"] < 1
+    assert line.build(tmp_path / "fresh", backend="onnx_int8").digest == quantised.digest
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path
