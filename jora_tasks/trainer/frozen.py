@@ -23,6 +23,9 @@ def matmul(x: Float[Array, "*T in"], weight: Weight) -> Float[Array, "*T out"]:
         sums = jnp.matmul(x, codes.T, preferred_element_type=jnp.float32)
         return (sums * weight.scale).astype(x.dtype)
     if isinstance(weight, NF4):
+        x, weight = jax.lax.optimization_barrier(
+            (x, weight)
+        )  # made float when its input is there, not before
         return contract(x, weight.transposed(x.dtype), last, 0)
     return contract(x, weight, last, 1)
 

@@ -194,18 +194,10 @@ def _lora_forward(
     scale: float, dropout: float, x: Array, weight: Array, a: Array, b: Array, key: jax.Array | None
 ) -> tuple[Array, tuple[Array | None, ...]]:
     last = x.ndim - 1
-    used_a, used_b = _as_used(a, b, x.dtype)
-    low = contract(_dropped(x, dropout, key), used_a, last, 1) * jnp.asarray(scale, x.dtype)
+    low = contract(_dropped(x, dropout, key), a.astype(x.dtype), last, 1) * jnp.asarray(scale, x.dtype)
     low = checkpoint_name(low, LOW)
-    y = matmul(x, weight) + contract(low, used_b, last, 0)
+    y = matmul(x, weight) + contract(low, b.astype(x.dtype), last, 0)
     return y, (x, weight, a, b, key, low)
-
-
-def _as_used(a: Array, b: Array, dtype: Any) -> tuple[Array, Array]:
-    """The f32 masters in the type computed in."""
-    if a.dtype != dtype:
-        a, b = jax.lax.optimization_barrier((a, b))  # else all layers' are cast before a loop over them
-    return a.astype(dtype), b.astype(dtype)
 
 
 def _lora_backward(
@@ -217,9 +209,8 @@ def _lora_backward(
     """
     x, weight, a, b, key, low = saved
     last, tokens = dy.ndim - 1, tuple(range(dy.ndim - 1))
-    used_a, used_b = _as_used(a, b, dy.dtype)
-    dlow = contract(dy, used_b, last, 1) * jnp.asarray(scale, dy.dtype)
-    dx_adapter = _dropped(contract(dlow, used_a, last, 0), dropout, key)
+    dlow = contract(dy, b.astype(dy.dtype), last, 1) * jnp.asarray(scale, dy.dtype)
+    dx_adapter = _dropped(contract(dlow, a.astype(dy.dtype), last, 0), dropout, key)
     dx = matmul_transposed(dy, weight) + dx_adapter
     over_tokens = ((tokens, tokens), ((), ()))
     db = jax.lax.dot_general(low, dy, over_tokens, preferred_element_type=jnp.float32)

@@ -1,9 +1,11 @@
-"""Out of memory, told as one sentence that names the longest example."""
+"""What a compiled program takes; out of memory told as one sentence that names the longest example."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -56,6 +58,20 @@ def program_bytes(analysis: Any) -> int:
         + analysis.output_size_in_bytes
         - analysis.alias_size_in_bytes
     )
+
+
+def main_memory_bytes(dumps: Path) -> int | None:
+    """What a compiled program takes of a device's main memory, by the report in the compiler's dumps.
+
+    A TPU's ``memory_analysis()`` also counts its small fast memory (VMEM) among the temporaries.
+
+    Args:
+      dumps: the folder that the compiler option ``xla_dump_to`` named for this program alone.
+    """
+    for file in dumps.glob("*memory-usage-report.txt"):
+        if found := re.search(r"Memory Space: default \(color=0\)\s+Total bytes: (\d+)", file.read_text()):
+            return int(found[1])
+    return None
 
 
 def _sentence(examples: Sequence[Example], rows: int, figures: str = "") -> str:

@@ -13,8 +13,10 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from jora_tasks.errors import InputError
@@ -50,10 +52,11 @@ def plan(request: Request) -> dict[str, Any]:
     """Compile the step in a child process.
 
     Returns:
-      ``bytes_per_device`` (arguments, temporaries, total), ``arguments_per_device`` (base, adapter,
-      optimizer), ``collectives`` ({kind: {count, bytes}} that a device executes in a step), ``flops`` (of
-      the whole step; 4N, see `flops`), ``compile_seconds``, ``memory_per_device`` (bytes or None) and
-      ``fits`` (None where the memory is not known), beside what was asked.
+      ``bytes_per_device`` (arguments, temporaries, total; of a device's main memory),
+      ``arguments_per_device`` (base, adapter, optimizer), ``collectives`` ({kind: {count, bytes}} that a
+      device executes in a step), ``flops`` (of the whole step; 4N, see `flops`), ``compile_seconds``,
+      ``memory_per_device`` (bytes or None) and ``fits`` (None where the memory is not known), beside what
+      was asked.
 
     Raises:
       InputError: if the target or model is not known, or the mesh does not fit them.
@@ -118,7 +121,7 @@ def compile_plan(request: Request) -> dict[str, Any]:
 
     from jora_tasks.trainer.collectives import collectives
     from jora_tasks.trainer.flops import step_flops
-    from jora_tasks.trainer.memory import program_bytes
+    from jora_tasks.trainer.memory import main_memory_bytes, program_bytes
     from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh
     from jora_tasks.trainer.shapes import shape_of
     from jora_tasks.trainer.step import lower_step, make_step
@@ -156,20 +159,22 @@ def compile_plan(request: Request) -> dict[str, Any]:
     }
     lowered = lower_step(make_step(config, request.lora, training, TOTAL_STEPS, mesh), *arguments)
     started = time.perf_counter()
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return {**facts, "fits": False, "reason": _reason(str(error))}
-    seconds = time.perf_counter() - started
-    analysis: Any = compiled.memory_analysis()
-    total = program_bytes(analysis)
+    with tempfile.TemporaryDirectory() as dumps:
+        report = {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(report if request.target.startswith("tpu:") else None)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return {**facts, "fits": False, "reason": _reason(str(error))}
+        seconds = time.perf_counter() - started
+        analysis: Any = compiled.memory_analysis()
+        total = main_memory_bytes(Path(dumps)) or program_bytes(analysis)
     return {
         **facts,
         "bytes_per_device": {
             "arguments": analysis.argument_size_in_bytes,
-            "temporaries": analysis.temp_size_in_bytes,
+            "temporaries": total - analysis.argument_size_in_bytes,
             "total": total,
         },
         "host_bytes_per_device": analysis.host_temp_size_in_bytes,
