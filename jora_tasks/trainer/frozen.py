@@ -5,6 +5,8 @@ A quantised matrix is made float where it is used and nowhere else.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,6 +14,7 @@ from jaxtyping import Array, Float
 from jora_tasks.trainer.quantize import NF4, Int8, Quantised
 
 Weight = Float[Array, "out in"] | Quantised
+Q = TypeVar("Q", Int8, NF4)
 
 
 @jax.custom_vjp
@@ -23,9 +26,7 @@ def matmul(x: Float[Array, "*T in"], weight: Weight) -> Float[Array, "*T out"]:
         sums = jnp.matmul(x, codes.T, preferred_element_type=jnp.float32)
         return (sums * weight.scale).astype(x.dtype)
     if isinstance(weight, NF4):
-        x, weight = jax.lax.optimization_barrier(
-            (x, weight)
-        )  # made float when its input is there, not before
+        x, weight = _together(x, weight)
         return contract(x, weight.transposed(x.dtype), last, 0)
     return contract(x, weight, last, 1)
 
@@ -34,13 +35,21 @@ def matmul_transposed(dy: Float[Array, "*T out"], weight: Weight) -> Float[Array
     """dy W, in dy's type."""
     last = dy.ndim - 1
     if isinstance(weight, Quantised):
-        # Without it the compiler would keep the float matrix of the forward pass until this use.
-        dy, weight = jax.lax.optimization_barrier((dy, weight))
+        dy, weight = _together(dy, weight)
     if isinstance(weight, Int8):
         return contract((dy * weight.scale).astype(dy.dtype), weight.codes.astype(dy.dtype), last, 0)
     if isinstance(weight, NF4):
         return contract(dy, weight.transposed(dy.dtype), last, 1)
     return contract(dy, weight, last, 0)
+
+
+def _together(x: Array, weight: Q) -> tuple[Array, Q]:
+    """Both, as of when both are there.
+
+    So a float matrix is made when its input has come, not before, and for the backward pass anew: else the
+    compiler would keep that of the forward pass.
+    """
+    return jax.lax.optimization_barrier((x, weight))
 
 
 def row_squares(weight: Weight) -> Float[Array, " out"]:
