@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jora_tasks.trainer.quantize import NF4, Int8, Quantised
 
 Weight = Float[Array, "out in"] | Quantised
-Q = TypeVar("Q", Int8, NF4)
+Q = TypeVar("Q", bound=Quantised)
 
 
 @jax.custom_vjp
