@@ -130,10 +130,17 @@ class Embedder:
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         """The text's tokens as character spans, without start and end tokens."""
-        encoded = self.model.tokenizer(
-            text, add_special_tokens=False, return_offsets_mapping=True, truncation=False, verbose=False
-        )
-        return encoded["offset_mapping"]
+        return self._splitter.encode(text, add_special_tokens=False).offsets
+
+    @cached_property
+    def _splitter(self) -> Any:
+        """The tokenizer's fast part alone: texts are cut by it many times, whole and without padding."""
+        from tokenizers import Tokenizer
+
+        copy = Tokenizer.from_str(self.model.tokenizer.backend_tokenizer.to_str())
+        copy.no_truncation()
+        copy.no_padding()
+        return copy
 
     def embed_texts(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
         """Vectors of passages, float32 [N, D], each of length 1, in the order of the texts."""

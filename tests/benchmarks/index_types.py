@@ -98,8 +98,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     faiss.omp_set_num_threads(options.threads)
-    vectors = clustered(options.vectors, centres=max(1, options.vectors // 500), seed=1)
-    queries = clustered(options.queries, centres=max(1, options.vectors // 500), seed=2)
+    vectors = clustered(options.vectors, centres=max(1, options.vectors // 50), seed=1)
+    queries = clustered(options.queries, centres=max(1, options.vectors // 50), seed=2)
     told, exact = measure_plain(vectors, queries)
     print(json.dumps(told), flush=True)
     for kind in options.types:

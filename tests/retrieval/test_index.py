@@ -217,3 +217,12 @@ def test_int8_vectors_are_close_the_same_whatever_the_batch_and_made_once(tiny_e
         assert np.array_equal(again.embed_texts([text])[0], ours[row])
     assert file.stat().st_mtime_ns == stamp
     assert again.identity.backend == "onnx_int8"
+
+
+def test_offsets_are_the_tokenizer_s_of_the_whole_text(tiny_embedder):
+    text = " ".join(TEXTS) * 20  # longer than the embedder reads
+    expected = tiny_embedder.model.tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, truncation=False
+    )["offset_mapping"]
+    assert tiny_embedder.offsets(text) == expected
+    assert len(expected) > tiny_embedder.identity.max_seq_length
