@@ -18,6 +18,8 @@ AUTO, FLAT, IVF_FLAT, IVF_SQ8 = "auto", "flat", "ivf_flat", "ivf_sq8"
 EXACT_UP_TO = 200_000
 """Vectors up to which `AUTO` searches all of them: exact, and fast enough."""
 
+_MOST = {"IVF": 2**20, "HNSW": 512}  # lists, and links of a vector
+
 K = 10  # of the recall that is measured
 QUERIES = 256
 _BLOCK = 16_384  # vectors taken at once
@@ -103,6 +105,13 @@ def empty_index(factory: str, dimension: int) -> Any:
             f"index.type {factory}: an IDMap keeps ids of its own, which are not always right; leave it out, "
             "the index's rows are the ids."
         )
+    for part, most in _MOST.items():  # faiss would take the memory for all of them at once
+        for number in re.findall(rf"{part}(\d+)", factory):
+            if int(number) > most:
+                raise InputError(
+                    f"index.type {factory}: {part}{number} is more than any index needs; "
+                    f"give at most {part}{most}."
+                )
     try:
         index = faiss.index_factory(dimension, factory, faiss.METRIC_INNER_PRODUCT)
     except Exception as error:

@@ -84,6 +84,8 @@ def test_a_search_among_some_rows_finds_the_best_of_them(kind):
     [
         ("IDMap2,Flat", r"index\.type IDMap2,Flat: an IDMap keeps ids of its own.* leave it out"),
         ("IVF16,IDMap,Flat", "IDMap"),
+        ("IVF99999999,Flat", "IVF99999999 is more than any index needs; give at most IVF1048576"),
+        ("HNSW100000", "give at most HNSW512"),
         ("Nonsense", r"index\.type Nonsense cannot be made for vectors of 16 numbers .*; use auto"),
         ("PQ7", r"index\.type PQ7 cannot be made"),
         ("LSH", r"index\.type LSH cannot be made"),
