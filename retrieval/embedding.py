@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -182,15 +184,20 @@ class Embedder:
             groups = same_length([len(each) for each in tokens], self._batch_tokens, self._most_texts)
         else:
             groups = same_length([len(text) for text in texts], self._batch_tokens, 1)
-        for rows in groups:
+
+        def encode(rows: list[int]) -> tuple[list[int], np.ndarray]:
             if plain:
                 vectors = self._encode(np.array([tokens[row] for row in rows], np.int64))
             else:  # its own way with text, prompts or both
                 vectors = self.model.encode([texts[row] for row in rows], prompt=prompt or None)
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms > 0, norms, 1)
-            check_vectors(vectors, self.name)
-            yield rows, vectors
+            return rows, vectors / np.where(norms > 0, norms, 1)
+
+        own_threads = not plain or self.backend == ONNX_INT8
+        with contextlib.nullcontext(map) if own_threads else _a_batch_a_core(self.model) as each:
+            for rows, vectors in each(encode, groups):
+                check_vectors(vectors, self.name)
+                yield rows, vectors
 
     @cached_property
     def _encode(self) -> Encode:
@@ -231,6 +238,28 @@ def same_length(lengths: Sequence[int], batch_tokens: int, most: int) -> Iterato
         group.append(position)
     if group:
         yield group
+
+
+@contextlib.contextmanager
+def _a_batch_a_core(model: Any) -> Iterator[Any]:
+    """A ``map`` that computes as many batches at a time as there are cores, each by one thread.
+
+    Threads that share a batch split it by its size, and round differently: a text's vector would depend on
+    what is computed beside it. On an accelerator it is Python's own.
+    """
+    import torch
+
+    cores = torch.get_num_threads()
+    if model.device.type != "cpu" or cores == 1:
+        yield map
+        return
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(cores)
+    try:
+        yield pool.map
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
 
 
 def _torch_encoder(model: Any) -> Encode:

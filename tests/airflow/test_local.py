@@ -199,7 +199,8 @@ def test_a_real_airflow_starts_runs_and_leaves_nothing_behind(tmp_path: Path, ta
             states = {
                 task["task_id"]: task["state"] for task in client.task_instances("document_index", run_id)
             }
-            assert states == {"corpus": "failed", "index": "upstream_failed"}
+            assert states.pop("corpus") == "failed"
+            assert set(states.values()) == {"upstream_failed"} and "index" in states
             log = "\n".join(client.task_log("document_index", run_id, "corpus", lines=100))
             assert str(tmp_path / "none") in log
             assert client.triggered_runs("document_index", run_id) == []
