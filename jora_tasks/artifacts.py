@@ -261,7 +261,11 @@ class ArtifactStore:
         """
         pointer = self.home / "latest" / name / kind
         if not pointer.is_file():
-            raise InputError(f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first.")
+            others = sorted(found.parent.name for found in (self.home / "latest").glob(f"*/{kind}"))
+            there = f"; there is one for {', '.join(others)}: give its --spec" if others else ""
+            raise InputError(
+                f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first{there}."
+            )
         return self.get(kind, pointer.read_text(errors="replace").strip())
 
     @contextlib.contextmanager

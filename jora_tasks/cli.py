@@ -22,7 +22,7 @@ from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.commands.ask import ask
 from jora_tasks.commands.embed import embed
 from jora_tasks.commands.explain import explain, show_explanation
-from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain
+from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.commands.questions import questions
 from jora_tasks.commands.watching import shown_events, shown_progress
 from jora_tasks.errors import InputError, RunStopped
@@ -78,11 +78,13 @@ def _stage_command(name: str) -> None:
     def command(
         spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False, **keys: Any
     ) -> None:
-        settings = load_spec(spec, tuple(set_ or ()))
         question = keys.pop(_EXPLAIN, None)
         if question is not None:
-            show_explanation(explain(question, settings, ArtifactStore()), as_json)
+            store = ArtifactStore()
+            settings = load_spec(spec_or_demo(spec, store.home), tuple(set_ or ()))
+            show_explanation(explain(question, settings, store), as_json)
             return
+        settings = load_spec(spec, tuple(set_ or ()))
         given = {kind: key for kind, key in keys.items() if key}
         with shown_progress(as_json) as progress:
             result = run_stage(name, settings, ArtifactStore(), progress, given)
@@ -223,11 +225,9 @@ def demo(port: PortOption = None, as_json: JsonOption = False) -> None:
 def up(spec: SpecOption = None, port: PortOption = None, as_json: JsonOption = False) -> None:
     """Start a local Airflow with the DAGs, on loopback. Without --spec: that of the demo, if it ran."""
     from jora_tasks.airflow import local
-    from jora_tasks.demo.drive import spec_file
 
     home = ArtifactStore().home
-    if spec is None and spec_file(home).is_file():
-        spec = spec_file(home)
+    spec = spec_or_demo(spec, home)
     try:
         airflow = local.start(home, spec, port, report=lambda text: print(text, file=sys.stderr, flush=True))
     except local.AirflowStartError as error:

@@ -132,7 +132,7 @@ def test_latest_follows_the_run_and_not_the_clock(home: Path) -> None:
     for artifact in (first, second, build(store, "a")):
         store.set_latest("handbook", artifact)
     assert store.latest("handbook", "corpus").key == first.key
-    with pytest.raises(InputError, match="run `jora corpus` first"):
+    with pytest.raises(InputError, match="run `jora corpus` first; there is one for handbook"):
         store.latest("other", "corpus")
 
 

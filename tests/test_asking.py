@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.asking import ask
 from jora_tasks.cli import app
+from jora_tasks.commands.options import spec_or_demo
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
 from jora_tasks.registry import CANDIDATE, DIGEST, KEY, Registry
@@ -130,6 +131,16 @@ def test_ask_and_explain_as_commands(
     table = printed("index", "--explain", question)
     assert "lexical" in table
     assert "mode hybrid (set by retrieval.mode)" in table
+
+
+def test_the_demo_s_spec_serves_where_none_is_given(home: Path, tmp_path: Path) -> None:
+    given = tmp_path / "mine.yaml"
+    assert spec_or_demo(None, home) is None
+    demo = home / "demo" / "spec.yaml"
+    demo.parent.mkdir(parents=True)
+    demo.write_text("name: demo\n")
+    assert spec_or_demo(None, home) == demo
+    assert spec_or_demo(given, home) == given
 
 
 def test_nothing_to_ask_yet(home: Path) -> None:

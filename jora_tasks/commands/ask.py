@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.commands.options import JsonOption, SpecOption, console, plain
+from jora_tasks.commands.options import JsonOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.registry import CHAMPION
 from jora_tasks.spec import load_spec
 
@@ -22,17 +22,18 @@ def ask(
             metavar="KEY",
         ),
     ] = None,
-    base: Annotated[bool, typer.Option("--base", help="Ask the base model alone.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Ask the base model, without an adapter.")] = False,
     spec: SpecOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question from the index and the champion, with numbered sources."""
+    """Answer from the index and the champion, with numbered sources; without --spec those of the demo."""
     from jora_tasks.asking import ask as answer
 
     if base and adapter is not None:
         raise typer.BadParameter("is given as well as --base; give one of them.", param_hint="--adapter")
     who = None if base else adapter or CHAMPION
-    result = answer(question, load_spec(spec), ArtifactStore(), who)
+    store = ArtifactStore()
+    result = answer(question, load_spec(spec_or_demo(spec, store.home)), store, who)
     if as_json:
         print(json.dumps(result), flush=True)
         return

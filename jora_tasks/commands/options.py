@@ -20,6 +20,14 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+def spec_or_demo(spec: Path | None, home: Path) -> Path | None:
+    """The spec that was given; without one that of the demo, if it ran in this home."""
+    from jora_tasks.demo.drive import spec_file
+
+    demo = spec_file(home)
+    return demo if spec is None and demo.is_file() else spec
+
+
 def plain(text: str) -> None:
     """A line that is never wrapped, coloured or read as markup, so that a path can be copied."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
