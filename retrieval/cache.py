@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +12,9 @@ import numpy as np
 
 from jora_tasks.errors import InputError
 from retrieval.chunking import Cut
+from retrieval.sqlite import open_cache
 
 _AT_ONCE = 500  # keys in one query
-_WAIT_SECONDS = 120.0  # for another process's transaction
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS vectors (key BLOB PRIMARY KEY, vector BLOB NOT NULL);
@@ -40,16 +39,7 @@ class Cache:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(file, timeout=_WAIT_SECONDS, isolation_level=None)
-        try:
-            # A write-ahead log: readers never wait, and no batch waits for the disk.
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=NORMAL")
-            self._connection.executescript(_TABLES)
-        except sqlite3.DatabaseError as error:
-            self._connection.close()
-            raise InputError(f"The cache {file} cannot be read ({error}); delete it and run again.") from None
+        self._connection = open_cache(file, _TABLES)
 
     def __enter__(self) -> Cache:
         return self

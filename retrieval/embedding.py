@@ -146,14 +146,7 @@ class Embedder:
 
     def embed_texts(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
         """Vectors of passages, float32 [N, D], each of length 1, in the order of the texts."""
-        vectors = np.zeros((len(texts), self.identity.dimension), np.float32)
-        count = 0
-        for rows, part in self.embed_batches(texts):
-            vectors[rows] = part
-            count += len(rows)
-            if done:
-                done(count)
-        return vectors
+        return self._in_order(texts, self.identity.passage_prompt, done)
 
     def embed_batches(self, texts: Sequence[str]) -> Iterator[tuple[list[int], np.ndarray]]:
         """As `embed_texts`, batch by batch: which texts, and their vectors. The longest come first."""
@@ -161,9 +154,12 @@ class Embedder:
 
     def embed_questions(self, texts: Sequence[str], done: Done | None = None) -> np.ndarray:
         """Vectors of questions, with the query prompt instead of the passages'; as `embed_texts`."""
+        return self._in_order(texts, self.identity.query_prompt, done)
+
+    def _in_order(self, texts: Sequence[str], prompt: str, done: Done | None) -> np.ndarray:
         vectors = np.zeros((len(texts), self.identity.dimension), np.float32)
         count = 0
-        for rows, part in self._batches(texts, self.identity.query_prompt):
+        for rows, part in self._batches(texts, prompt):
             vectors[rows] = part
             count += len(rows)
             if done:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 from types import TracebackType
 
-from jora_tasks.errors import InputError
+from retrieval.sqlite import open_cache
 
-_WAIT_SECONDS = 120.0  # for another process's transaction
+_TABLES = """
+CREATE TABLE IF NOT EXISTS pages (key BLOB PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL);
+"""
 
 
 class PageCache:
@@ -22,7 +23,7 @@ class PageCache:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._opened = self._open() if file.exists() else None
+        self._opened = open_cache(file, _TABLES) if file.exists() else None
 
     def __enter__(self) -> PageCache:
         return self
@@ -41,23 +42,5 @@ class PageCache:
         return tuple(found) if found else None
 
     def add(self, key: bytes, title: str, text: str) -> None:
-        self._opened = self._opened or self._open()
+        self._opened = self._opened or open_cache(self._file, _TABLES)
         self._opened.execute("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", (key, title, text))
-
-    def _open(self) -> sqlite3.Connection:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(self._file, timeout=_WAIT_SECONDS, isolation_level=None)
-        try:
-            # A write-ahead log: no page waits for the disk.
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS pages "
-                "(key BLOB PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL)"
-            )
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            raise InputError(
-                f"The cache {self._file} cannot be read ({error}); delete it and run again."
-            ) from None
-        return connection

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
@@ -12,9 +12,6 @@ from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages.corpus import changes, document_digests, read_documents
 from jora_tasks.stages.embed import embed_missing, open_embedder, open_indexer
-
-if TYPE_CHECKING:
-    from retrieval.chunking import Chunk
 
 VERSION = 3
 
@@ -36,7 +33,8 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
     settings = spec.index
 
     def write(target: Path) -> Mapping[str, Any]:
-        from retrieval.index import write_index
+        from retrieval.chunk_table import ChunkTable
+        from retrieval.index import CHUNKS, write_index
         from retrieval.indexing import CachedRows
         from retrieval.lexical import write_lexical
         from retrieval.search import shown_text
@@ -54,19 +52,16 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
                 progress("index", done=documents, total=total, unit="documents chunked")
             embedded = embed_missing(indexer, cache, keys, lambda: read_documents(corpus), progress, "index")
 
-            def chunks() -> Iterator[Chunk]:
-                return (chunk for _, made in indexer.chunks(read_documents(corpus)) for chunk, _ in made)
-
             built = write_index(
                 target,
-                chunks(),
+                (chunk for _, made in indexer.chunks(read_documents(corpus)) for chunk, _ in made),
                 CachedRows(cache, keys, dimension),
                 indexer.identity,
                 settings.type,
                 settings.recall_target,
                 lambda done: progress("index", done=done, total=len(keys), unit="chunks indexed"),
             )
-            write_lexical(target, (shown_text(chunk) for chunk in chunks()))
+            write_lexical(target, map(shown_text, ChunkTable(target / CHUNKS)))
             cosine = indexer.cosine_to_float32
         return {
             "documents": documents,
