@@ -26,3 +26,8 @@ class Preempted(RunStopped):
 
 class Diverged(RunStopped, FloatingPointError):
     """A loss or gradient was not finite."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

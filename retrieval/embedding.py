@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, first_line
 
 Done = Callable[[int], None]
 Encode = Callable[[np.ndarray], np.ndarray]  # token ids, int64 [N, L] -> vectors, float32 [N, D]
@@ -102,7 +102,7 @@ class Embedder:
             model = SentenceTransformer(str(self._folder), local_files_only=True)
             _check_use(model)
         except Exception as error:  # safetensors, transformers and torch each raise their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"index.embedder {self.name} cannot be read as a sentence-transformers model; "
                 f"fetch it again or name another ({reason})."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, first_line
 
 _OPSET = 17
 _VERSION = 1  # raised when another model would be made of the same weights
@@ -88,7 +88,7 @@ def _export(model: Any, file: Path) -> None:
                 dynamo=False,
             )
     except Exception as error:  # each model may fail in its own way
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise InputError(
             f"index.backend onnx_int8: this embedder cannot be exported to ONNX ({reason}); set "
             "index.backend to torch."

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, first_line
 
 
 class Reranker:
@@ -29,7 +29,7 @@ class Reranker:
             model = CrossEncoder(str(self._folder), local_files_only=True)
             outputs = int(model.num_labels)
         except Exception as error:  # safetensors, transformers and torch each raise their own
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise InputError(
                 f"retrieval.reranker {self._name} cannot be read as a cross-encoder; "
                 f"fetch it again or name another ({reason})."

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from jora_tasks.spec.section import LOCAL_PATH, SECRET, Section, is_url
+from jora_tasks.spec.section import LOCAL_PATH, SECRET, Section, as_tuple, is_url
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 
@@ -74,10 +74,7 @@ class DocumentsConfig(Section):
             )
         return value
 
-    @field_validator("metadata_columns", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    _listed = field_validator("metadata_columns", mode="before")(as_tuple)
 
     def making(self) -> dict[str, Any]:
         """The settings that decide what a corpus holds, as JSON: not where the documents lie."""

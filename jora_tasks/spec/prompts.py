@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jora_tasks.spec.section import LARGEST_SEED, LOCAL_PATH, Section
+from jora_tasks.spec.section import LARGEST_SEED, LOCAL_PATH, Section, as_tuple
 
 DEFAULT_INSTRUCTION = (
     "Answer the question from the numbered sources. Reply with the answer alone, as short as possible."
@@ -154,10 +154,7 @@ class PromptsConfig(Section):
         int, Field(ge=0, le=LARGEST_SEED, description="Seed of everything drawn for training prompts.")
     ] = 0
 
-    @field_validator("further_instructions", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    _listed = field_validator("further_instructions", mode="before")(as_tuple)
 
     @model_validator(mode="after")
     def _mixed_from_a_file(self) -> PromptsConfig:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from jora_tasks.spec.section import Section
+from jora_tasks.spec.section import Section, as_tuple
 
 AUTO_MODE: Literal["auto"] = "auto"
 
@@ -64,7 +64,7 @@ class RetrievalConfig(Section):
     def _as_tuples(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {key: tuple(each) if isinstance(each, list) else each for key, each in value.items()}
+        return {key: as_tuple(each) for key, each in value.items()}
 
     @field_validator("filters")
     @classmethod

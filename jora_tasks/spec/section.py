@@ -22,6 +22,11 @@ class Section(BaseModel):
     )
 
 
+def as_tuple(value: Any) -> Any:
+    """A list, which is what YAML and JSON have, as the tuple that a frozen section keeps."""
+    return tuple(value) if isinstance(value, list) else value
+
+
 def is_url(path: str) -> bool:
     """Whether a path is a URL, as in ``s3://bucket/handbook``."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jora_tasks.spec.section import LARGEST_SEED, Section
+from jora_tasks.spec.section import LARGEST_SEED, Section, as_tuple
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSED_PROJECTIONS = ("qkv_proj", "gate_up_proj")  # of models that keep several of them as one: Phi-3
@@ -85,10 +85,9 @@ class LoraConfig(Section):
         ),
     ] = ""
 
-    @field_validator("target_modules", "layers_to_transform", "modules_to_save", mode="before")
-    @classmethod
-    def _as_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+    _listed = field_validator("target_modules", "layers_to_transform", "modules_to_save", mode="before")(
+        as_tuple
+    )
 
     @field_validator("layers_to_transform", "modules_to_save")
     @classmethod

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, first_line
 from jora_tasks.reading import read_object, read_text
 
 Message = dict[str, str]
@@ -218,7 +218,7 @@ def load_tokenizer(folder: str | Path) -> ChatTokenizer:
         raise
     except Exception as error:  # the libraries raise plain Exception for a damaged file
         raise InputError(
-            f"The tokenizer in {folder} cannot be read; fetch its files again ({_first_line(error)})."
+            f"The tokenizer in {folder} cannot be read; fetch its files again ({first_line(error)})."
         ) from None
 
     render = _plain if template is None else _with_template(template, codec, folder)
@@ -275,7 +275,7 @@ def _with_template(template: str, codec: _Codec, folder: Path) -> Callable[[list
         except Exception as error:  # a template is a program that may raise anything
             raise InputError(
                 f"The chat template of {folder.name} refuses the messages; "
-                f"give the model another chat_template.jinja ({_first_line(error)})."
+                f"give the model another chat_template.jinja ({first_line(error)})."
             ) from None
         return outcome[0][0]
 
@@ -361,7 +361,3 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _known(id_: int) -> int | None:
     return id_ if id_ >= 0 else None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
