@@ -1,10 +1,10 @@
-"""Index → contexts → prompts → adapter → evaluation → registered, on each index or by hand."""
+"""Index → contexts → prompts → adapter → evaluation → verdict → registered, on each index or by hand."""
 
 from datetime import timedelta
 
 from airflow.sdk import dag
 
-from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS
+from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS, VERDICT
 from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
 from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec_params
@@ -47,11 +47,18 @@ def adapter_training():
         inlets=[ADAPTER, PROMPTS],
         outlets=[EVALUATION],
     )
+    gate = StageOperator(
+        task_id="gate",
+        stage="gate",
+        inputs=[evaluate.output],
+        inlets=[EVALUATION],
+        outlets=[VERDICT],
+    )
     StageOperator(
         task_id="register",
         stage="register",
-        inputs=[train.output, evaluate.output],
-        inlets=[ADAPTER, EVALUATION],
+        inputs=[train.output, evaluate.output, gate.output],
+        inlets=[ADAPTER, EVALUATION, VERDICT],
     )
 
 

@@ -290,6 +290,7 @@ STAGE_OF = {
     "prompts": "prompts",
     "adapter": "train",
     "evaluation": "evaluate",
+    "verdict": "gate",
 }
 
 

@@ -134,7 +134,7 @@ def run(spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = F
         return
     summary = summarise(store, settings.name, results[-1])
     print_summary(summary, console)
-    print_places({"adapter": summary["adapter"], "report": summary["report"]}, console)
+    print_places({key: summary[key] for key in ("adapter", "report", "verdict")}, console)
 
 
 @app.command()

@@ -37,6 +37,7 @@ _MEANINGS = {
     "adapter": "LoRA adapter in PEFT's format.",
     "predictions": "Answers of one arm to the test questions.",
     "evaluation": "Scored answers of every arm and the report.",
+    "verdict": "Whether an adapter may become champion, with every check.",
     "registered": "Versions of the adapter in the registry.",
 }
 

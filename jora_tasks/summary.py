@@ -27,16 +27,18 @@ def summarise(store: ArtifactStore, name: str, registered: Mapping[str, Any]) ->
       name: the spec's name.
       registered: name, version and alias of the registered adapter.
     """
-    evaluation = store.latest(name, "evaluation")
+    evaluation, verdict = store.latest(name, "evaluation"), store.latest(name, "verdict")
+    judged = json.loads(verdict.file("verdict.json").read_text(encoding="utf-8"))
     report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
     return {
         "questions": store.latest(name, "contexts").counts["questions"],
         "evaluation": {arm: {**_scores(scores), "n": scores["n"]} for arm, scores in report["arms"].items()},
         "difference": _scores(report["difference"]),
-        "checks": report["verdict"]["checks"],
+        "checks": judged["checks"],
         "retrieval": {"recall_at_k": report["retrieval"]["recall_at_k"] or {}},
         "adapter": str(store.latest(name, "adapter").path),
         "report": str(evaluation.file("report.html")),
+        "verdict": str(verdict.file("verdict.html")),
         "registered": {key: registered[key] for key in ("name", "version", "alias")},
     }
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from jora_tasks.stages.pipeline import STAGES
+
 
 def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -60,15 +62,13 @@ def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_all_stages_run_without_airflow(home: Path, tiny_project: Path) -> None:
     first = json.loads(jora("run", "--spec", str(tiny_project), "--json").stdout)["stages"]
-    assert [stage["stage"] for stage in first] == [
-        "corpus", "index", "contexts", "prompts", "train", "evaluate", "register",
-    ]  # fmt: skip
+    assert [stage["stage"] for stage in first] == list(STAGES)
     assert {stage["state"] for stage in first} == {"built"}
     again = jora("run", "--spec", str(tiny_project))
     assert "6 held-out questions" in again.stdout
     assert "adapter + retrieved contexts" in again.stdout
     assert "tiny version 1" in again.stdout
-    assert again.stderr.count("up to date") == 7
+    assert again.stderr.count("up to date") == len(STAGES)
     key = next(stage["key"] for stage in first if stage["stage"] == "train")
     tree = json.loads(jora("lineage", key, "--json").stdout)
     assert tree["settings"]["lora"]["r"] == 2

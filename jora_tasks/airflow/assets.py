@@ -25,6 +25,7 @@ CONTEXTS = artifact_asset("contexts")
 PROMPTS = artifact_asset("prompts")
 ADAPTER = artifact_asset("adapter")
 EVALUATION = artifact_asset("evaluation")
+VERDICT = artifact_asset("verdict")
 
 
 def event_extra(name: str, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ ADAPTER_TRAINING_SECTIONS = (
     "lora",
     "training",
     "evaluation",
+    "gate",
     "registry",
 )
 SPEC_VARIABLE = "JORA_SPEC"

@@ -165,6 +165,7 @@ def _places(home: Path, summary: Mapping[str, Any]) -> dict[str, str]:
     return {
         "adapter": summary["adapter"],
         "report": summary["report"],
+        "verdict": summary["verdict"],
         "registry": str(home / "mlflow"),
         "summary": str(home / "demo-summary.json"),
         "Airflow UI": "make up   (make down stops it)",

@@ -1,58 +1,72 @@
 """The promotion gate: may this adapter become the champion?
 
-Rule: exact match is better than that of the base model with the same contexts, and than that of
-the current champion, on the same questions: the paired interval lies above 0. The first adapter
-of a line has only the base to beat. The gate decides from a report alone and changes nothing.
+A measure rises if its paired interval lies on the better side of 0: exact match by default, against the
+base model with the same contexts and against the current champion, on the same questions. It does not
+fall if that interval lies above minus a margin (a non-inferiority test, as of Piaggio et al., "Reporting
+of Noninferiority and Equivalence Randomized Trials", JAMA 2012). The first adapter of a line has only the
+base to beat. The gate decides from a report alone and changes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jora_tasks.spec import GateConfig
+
 CHAMPION, CANDIDATE = "champion", "candidate"
+BASE = "base"
+CHAMPION_UNCHANGED = "champion_unchanged"
+Check = dict[str, Any]
 
 
-def judge(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict on an evaluation's report.
+def judge(report: Mapping[str, Any], gate: GateConfig) -> list[Check]:
+    """The checks of an evaluation's report.
 
     Args:
-      report: ``confidence``; ``groups``, the number of independent groups of questions;
-        ``difference`` with ``against``, ``exact_match`` and ``interval``; and ``champion``, None or
-        a mapping with ``version`` and ``difference`` (None if the two cannot be compared, then with
-        a ``reason``).
+      report: ``confidence``; ``questions`` and ``groups``, the number of independent groups of them;
+        ``difference`` from the base, with ``against`` and, by measure, the difference and its
+        ``interval``; and ``champion``, None or a mapping with ``version`` and ``difference`` (None if
+        the two cannot be compared, then with a ``reason``).
+      gate: what is asked.
 
     Returns:
-      ``alias`` ("champion" if every check passed, else "candidate") and ``checks``, each with
-      ``name``, ``expected``, ``actual`` and ``passed``.
+      Each with ``name``, ``expected``, ``actual`` and ``passed``.
     """
-    confidence = report["confidence"]
-    checks = [_enough(report["groups"], confidence), _better("base", report["difference"], confidence)]
+    checks = [_enough(report, gate)]
+    differences = {BASE: report["difference"]}
     champion = report.get("champion")
-    if champion is not None:
+    if champion is not None and (CHAMPION in gate.rise_against or gate.must_not_fall):
         if champion["difference"] is None:
-            checks.append(
-                check(
-                    "comparable_with_champion",
-                    f"answers of champion version {champion['version']} to the same questions",
-                    champion["reason"],
-                    False,
-                )
-            )
+            expected = f"answers of champion version {champion['version']} to the same questions"
+            checks.append(check("comparable_with_champion", expected, champion["reason"], False))
         else:
-            checks.append(_better("champion", champion["difference"], confidence))
-    return verdict(checks)
+            differences[CHAMPION] = champion["difference"]
+    for opponent, difference in differences.items():
+        checks += _compared(opponent, difference, gate, report["confidence"])
+    return checks
 
 
-def check(name: str, expected: str, actual: str, passed: bool) -> dict[str, Any]:
+def check(name: str, expected: str, actual: str, passed: bool) -> Check:
     """One check of a verdict."""
     return {"name": name, "expected": expected, "actual": actual, "passed": passed}
 
 
-def verdict(checks: list[dict[str, Any]]) -> dict[str, Any]:
-    """The verdict that these checks add up to."""
-    return {"alias": CHAMPION if all(each["passed"] for each in checks) else CANDIDATE, "checks": checks}
+def champion_unchanged(compared: int | None, current: int | None) -> Check:
+    """That the champion is still the version that the adapter was compared with; None stands for none."""
+    return check(
+        CHAMPION_UNCHANGED,
+        f"champion to beat: {_version(compared)}, as evaluated",
+        _version(current),
+        compared == current,
+    )
+
+
+def verdict(checks: Sequence[Check]) -> dict[str, Any]:
+    """What these checks add up to: ``alias``, whether all ``passed``, and the ``checks``."""
+    passed = all(each["passed"] for each in checks)
+    return {"alias": CHAMPION if passed else CANDIDATE, "passed": passed, "checks": list(checks)}
 
 
 def fewest_groups(confidence: float) -> int:
@@ -67,21 +81,40 @@ def fewest_groups(confidence: float) -> int:
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
-def _enough(groups: int, confidence: float) -> dict[str, Any]:
-    fewest = fewest_groups(confidence)
+def _enough(report: Mapping[str, Any], gate: GateConfig) -> Check:
+    questions, groups = report["questions"], report["groups"]
+    fewest = fewest_groups(report["confidence"])
     return check(
         "enough_questions",
-        f"at least {fewest} independent groups of test questions",
-        f"{groups}",
-        groups >= fewest,
+        f"at least {gate.min_questions} test questions in at least {fewest} independent groups",
+        f"{questions} in {groups}",
+        questions >= gate.min_questions and groups >= fewest,
     )
 
 
-def _better(than: str, difference: Mapping[str, Any], confidence: float) -> dict[str, Any]:
-    low, high = difference["interval"]["exact_match"]
+def _compared(
+    opponent: str, difference: Mapping[str, Any], gate: GateConfig, confidence: float
+) -> Iterator[Check]:
+    """The checks against one opponent."""
+    rising = gate.must_rise if opponent in gate.rise_against else ()
+    for measure in rising:
+        yield _bounded(f"{measure}_better_than_{opponent}", measure, difference, confidence, 0.0)
+    for measure, margin in gate.must_not_fall.items():
+        yield _bounded(f"{measure}_no_worse_than_{opponent}", measure, difference, confidence, -margin)
+
+
+def _bounded(
+    name: str, measure: str, difference: Mapping[str, Any], confidence: float, bound: float
+) -> Check:
+    """That the interval of a difference lies above a bound."""
+    low, high = difference["interval"][measure]
     return check(
-        f"better_than_{than}",
-        f"{confidence:.0%} interval of exact match minus {difference['against']} above 0",
-        f"{difference['exact_match']:+.3f} [{low:+.3f}, {high:+.3f}]",
-        low > 0,
+        name,
+        f"{confidence:.0%} interval of {measure} minus {difference['against']} above {bound:g}",
+        f"{difference[measure]:+.3f} [{low:+.3f}, {high:+.3f}]",
+        low > bound,
     )
+
+
+def _version(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from jora_tasks.evaluation import charts
+from jora_tasks.evaluation.page import render_page
 from jora_tasks.evaluation.summary import ADAPTER, BASE, CHAMPION, CLOSED_BOOK, Prediction
 
-TEMPLATE = "report.html.j2"
 NAMES = {
     CLOSED_BOOK: "Base, closed book",
     BASE: "Base + contexts",
@@ -47,20 +47,11 @@ def render_report(
       history: rows of metrics.jsonl: ``step``, ``loss``, ``learning_rate`` and, in some, ``eval_loss``.
       lengths: tokens of each training example.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template(TEMPLATE).render(
+    return render_page(
+        "report.html.j2",
         report=report,
         names=NAMES,
         arms=list(rows),
-        promoted=report["verdict"]["alias"] == "champion",
         confidence=f"{report['confidence']:.0%}",
         charts={
             "exact_match": _arm_bars(report, "exact_match", "Exact match by arm"),

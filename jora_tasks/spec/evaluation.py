@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -27,7 +27,14 @@ class EvaluationConfig(Section):
 
 
 class RegistryConfig(Section):
-    promote: Annotated[
-        bool,
-        Field(description="Make the adapter champion if it beats the base and the current champion."),
-    ] = True
+    promotion: Annotated[
+        Literal["automatic", "approval", "none"],
+        Field(
+            description="What follows a passed gate: the adapter becomes champion, a person is asked first, "
+            "or it stays a candidate."
+        ),
+    ] = "automatic"
+    approval_hours: Annotated[
+        float,
+        Field(gt=0, le=8760, description="How long a person may take to approve; after it the answer is no."),
+    ] = 72.0

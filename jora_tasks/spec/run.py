@@ -8,6 +8,7 @@ from pydantic import Field
 
 from jora_tasks.spec.documents import DocumentsConfig, IndexConfig
 from jora_tasks.spec.evaluation import EvaluationConfig, RegistryConfig
+from jora_tasks.spec.gate import GateConfig
 from jora_tasks.spec.prompts import PromptsConfig, QuestionsConfig
 from jora_tasks.spec.retrieval import RetrievalConfig
 from jora_tasks.spec.section import Section
@@ -33,4 +34,5 @@ class RunSpec(Section):
     lora: LoraConfig = LoraConfig()
     training: TrainConfig = TrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()

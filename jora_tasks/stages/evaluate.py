@@ -17,7 +17,6 @@ from typing import Any
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_bytes
 from jora_tasks.errors import InputError
 from jora_tasks.evaluation.answerer import Answerer
-from jora_tasks.evaluation.gate import judge
 from jora_tasks.evaluation.generation import check_lengths
 from jora_tasks.evaluation.summary import (
     ADAPTER,
@@ -37,7 +36,7 @@ from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
 from jora_tasks.trainer.config import read_config
 
-VERSION = 2
+VERSION = 3
 PREDICTIONS_VERSION = 1
 
 PREDICTIONS, REPORT, PAGE = "predictions.parquet", "report.json", "report.html"
@@ -132,7 +131,6 @@ def evaluate_adapter(
             "questions": len(asked),
             "groups": report["groups"],
             "exact_match": {name: report["arms"][name]["exact_match"] for name in rows},
-            "alias": report["verdict"]["alias"],
         }
 
     return store.build("evaluation", version=VERSION, settings=settings, inputs=inputs, write=write)
@@ -323,7 +321,7 @@ def _report(
             "reason": obstacle,
             "difference": compare(rows[ADAPTER], rows[CHAMPION], resampling) if CHAMPION in rows else None,
         }
-    report: dict[str, Any] = {
+    return {
         "adapter": {"key": adapter.key, "digest": adapter.digest},
         "base_model": base.reference(),
         "questions": len(rows[ADAPTER]),
@@ -335,7 +333,6 @@ def _report(
         "champion": champion,
         "retrieval": _retrieval(contexts.counts if contexts else {}),
     }
-    return report | {"verdict": judge(report)}
 
 
 def _retrieval(counts: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ STAGES = {
         Stage("prompts", "prompts:assemble_prompts", ("contexts",), "prompts"),
         Stage("train", "train:train_adapter", ("prompts",), "adapter"),
         Stage("evaluate", "evaluate:evaluate_adapter", ("adapter", "prompts"), "evaluation"),
-        Stage("register", "register:register_adapter", ("adapter", "evaluation"), None),
+        Stage("gate", "gate:judge_adapter", ("evaluation",), "verdict"),
+        Stage("register", "register:register_adapter", ("adapter", "evaluation", "verdict"), None),
     )
 }
 

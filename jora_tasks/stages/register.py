@@ -1,4 +1,4 @@
-"""Registration: a version in the registry, and the champion's place if the gate says so."""
+"""Registration: a version in the registry, and the champion's place if the verdict allows it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from jora_tasks import __version__
 from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.gate import check, judge, verdict
+from jora_tasks.evaluation.gate import CHAMPION_UNCHANGED, champion_unchanged, verdict
 from jora_tasks.evaluation.summary import ADAPTER, BASE
 from jora_tasks.progress import Progress
 from jora_tasks.registry import (
@@ -27,6 +27,7 @@ from jora_tasks.registry import (
     Registry,
 )
 from jora_tasks.spec import RunSpec, is_url
+from jora_tasks.stages.gate import PAGE, VERDICT
 
 # Settings that may hold a local path; a registry is shared, so it gets the last name alone.
 _PATHS = ("documents.path", "questions.path", "index.embedder", "model.base", "lora.init_from")
@@ -41,7 +42,9 @@ class Registration:
       version: its version there.
       alias: "champion" if this version is the champion now, else "candidate".
       reused: whether the version was there already.
-      verdict: the gate's, with each check's expected and actual.
+      verdict: the gate's, with each check's expected and actual; the champion is looked at once more.
+      promotion: what follows a passed gate, as ``registry.promotion`` says.
+      awaiting_approval: whether a person is to be asked.
     """
 
     name: str
@@ -49,24 +52,31 @@ class Registration:
     alias: str
     reused: bool
     verdict: dict[str, Any]
+    promotion: str
+    awaiting_approval: bool
 
 
 def register_adapter(
-    spec: RunSpec, adapter: Artifact, evaluation: Artifact, store: ArtifactStore, progress: Progress
+    spec: RunSpec,
+    adapter: Artifact,
+    evaluation: Artifact,
+    judgement: Artifact,
+    store: ArtifactStore,
+    progress: Progress,
 ) -> Registration:
     """Register an adapter with its evaluation; the same two are registered once.
 
-    A version becomes champion if the gate says so, ``registry.promote`` is on, the champion is still
-    the one that it was compared with, and it was not champion before: a champion that people rolled
+    A version becomes champion if the verdict says so, ``registry.promotion`` is automatic, the champion is
+    still the one that it was compared with, and it was not champion before: a champion that people rolled
     back stays back.
 
     Raises:
-      InputError: if the evaluation is of another adapter.
+      InputError: if the evaluation is of another adapter, or the verdict on another evaluation.
     """
-    _check_pair(adapter, evaluation)
+    _check_trio(adapter, evaluation, judgement)
     registry = Registry(store.home)
     report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
-    judged = _judge_now(report, registry.rival(spec.name, adapter.digest))
+    judged = _judge_now(judgement, registry.rival(spec.name, adapter.digest))
 
     found = registry.find_version(spec.name, adapter.digest, evaluation.digest)
     if found is None:
@@ -77,7 +87,10 @@ def register_adapter(
             metrics=_metrics(report, adapter),
             tags=_tags(adapter, evaluation, report),
             params=dict(_params(spec.model_dump(mode="json"))),
-            reports=[evaluation.file("report.json"), evaluation.file("report.html")],
+            reports=[
+                *(evaluation.file(name) for name in ("report.json", "report.html")),
+                *(judgement.file(name) for name in (VERDICT, PAGE)),
+            ],
             description=_describe(report),
         )
     else:
@@ -87,11 +100,13 @@ def register_adapter(
         registry.set_alias(spec.name, CANDIDATE, version)
 
     was_champion = found is not None and CHAMPION_SINCE in found.tags
-    if judged["alias"] == CHAMPION and spec.registry.promote and not was_champion:
+    promotion = spec.registry.promotion
+    if judged["passed"] and promotion == "automatic" and not was_champion:
         registry.promote(spec.name, version)
     champion = registry.get_champion(spec.name)
     alias = CHAMPION if champion is not None and champion.version == version else CANDIDATE
-    return Registration(spec.name, version, alias, found is not None, judged)
+    awaiting = judged["passed"] and promotion == "approval" and not was_champion
+    return Registration(spec.name, version, alias, found is not None, judged, promotion, awaiting)
 
 
 def promote(store: ArtifactStore, name: str, version: int) -> int | None:
@@ -112,30 +127,30 @@ def rollback(store: ArtifactStore, name: str) -> int:
     return Registry(store.home).rollback(name)
 
 
-def _check_pair(adapter: Artifact, evaluation: Artifact) -> None:
+def _check_trio(adapter: Artifact, evaluation: Artifact, judgement: Artifact) -> None:
     evaluated = evaluation.manifest["inputs"]["adapter"]
     if evaluated["digest"] != adapter.digest:
         raise InputError(
             f"Evaluation {evaluation.key} is of adapter {evaluated['key']}, not of {adapter.key}; "
             "run `jora evaluate` for this adapter."
         )
+    judged = judgement.manifest["inputs"]["evaluation"]
+    if judged["digest"] != evaluation.digest:
+        raise InputError(
+            f"Verdict {judgement.key} is on evaluation {judged['key']}, not on {evaluation.key}; "
+            "run `jora gate` for this evaluation."
+        )
 
 
-def _judge_now(report: Mapping[str, Any], rival: RegisteredAdapter | None) -> dict[str, Any]:
-    """The gate's verdict, and whether the champion is still the one of the report."""
-    compared = report["champion"]["version"] if report["champion"] else None
+def _judge_now(judgement: Artifact, rival: RegisteredAdapter | None) -> dict[str, Any]:
+    """The verdict, and whether the champion to beat is still the one that the gate saw."""
+    judged = json.loads(judgement.file(VERDICT).read_text(encoding="utf-8"))
+    seen = judged["champion"]["version"] if judged["champion"] else None
     current = rival.version if rival else None
-    unchanged = check(
-        "champion_unchanged",
-        f"champion to beat: {_version(compared)}, as evaluated",
-        _version(current),
-        compared == current,
-    )
-    return verdict([*judge(report)["checks"], unchanged])
-
-
-def _version(version: int | None) -> str:
-    return "none" if version is None else f"version {version}"
+    if seen == current:
+        return judged
+    others = [each for each in judged["checks"] if each["name"] != CHAMPION_UNCHANGED]
+    return judged | verdict([*others, champion_unchanged(seen, current)])
 
 
 def _metrics(report: Mapping[str, Any], adapter: Artifact) -> dict[str, float]:

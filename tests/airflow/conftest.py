@@ -35,7 +35,7 @@ os.environ.update(
 ECHO = """
 import json, os, sys
 stage, options = sys.argv[1], sys.argv[2:]
-kind = {"train": "adapter", "evaluate": "evaluation"}.get(stage, stage)
+kind = {"train": "adapter", "evaluate": "evaluation", "gate": "verdict"}.get(stage, stage)
 print(f"{stage} 1/2", file=sys.stderr, flush=True)
 print("noise before the result")
 print(json.dumps({

@@ -13,6 +13,7 @@ import pytest
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.lineage import trace
+from jora_tasks.stages.pipeline import STAGES
 
 
 def results(home: Path, dag_id: str) -> dict[str, dict[str, Any]]:
@@ -55,9 +56,8 @@ def chain(run_dag: Any, tiny_project: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.mark.slow
 def test_documents_become_a_registered_adapter_and_then_nothing_is_left_to_do(chain: Chain) -> None:
-    stages = ("corpus", "index", "contexts", "prompts", "train", "evaluate", "register")
     states = [{stage: event["state"] for stage, event in ended.items()} for ended in chain.ended]
-    assert states == [dict.fromkeys(stages, "built"), dict.fromkeys(stages, "reused")]
+    assert states == [dict.fromkeys(STAGES, "built"), dict.fromkeys(STAGES, "reused")]
     registered = chain.ended[-1]["register"]["fields"]
     assert (registered["name"], registered["version"]) == ("tiny", 1)
 
@@ -86,7 +86,7 @@ def test_every_stage_tells_openlineage_what_it_read_and_wrote(chain: Chain) -> N
         if event["eventType"] == "COMPLETE" and "." in event["job"]["name"]
         if not event["job"]["name"].endswith(".shards")  # only says how many there are
     }
-    assert set(completed) == {"corpus", "index", "contexts", "prompts", "train", "evaluate", "register"}
+    assert set(completed) == set(STAGES)
 
     def versions(stage: str, side: str) -> dict[str, str]:
         return {
@@ -100,6 +100,8 @@ def test_every_stage_tells_openlineage_what_it_read_and_wrote(chain: Chain) -> N
         assert versions(stage, "inputs")[kind] == store.latest("tiny", kind).digest, stage
     assert versions("train", "outputs") == {"adapter": store.latest("tiny", "adapter").digest}
     assert versions("register", "inputs")["adapter"] == store.latest("tiny", "adapter").digest
+    assert versions("gate", "inputs")["evaluation"] == store.latest("tiny", "evaluation").digest
+    assert versions("register", "inputs")["verdict"] == store.latest("tiny", "verdict").digest
     assert versions("register", "outputs") == {"registered/tiny": "1"}
 
 

@@ -52,7 +52,7 @@ def test_the_dags_run_every_stage_once_in_order(dags):
     assert dags["document_index"].task_dict["index"].upstream_task_ids == {"corpus", "embed"}
     training = dags["adapter_training"]
     assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts"}
-    assert training.task_dict["register"].upstream_task_ids == {"train", "evaluate"}
+    assert training.task_dict["register"].upstream_task_ids == {"train", "evaluate", "gate"}
     assert training.task_dict["contexts"].upstream_task_ids == set()
 
 
@@ -117,13 +117,16 @@ def test_ruff_finds_no_outdated_airflow():
 def test_keys_travel_from_task_to_task(run_dag: Callable[..., Any], home, echo):
     run = run_dag("adapter_training", {"training.epochs": 3}, echo)
     assert run.state == "success"
-    options = {task: returned(run, task)["options"] for task in ("contexts", "train", "evaluate", "register")}
+    tasks = ("contexts", "train", "evaluate", "gate", "register")
+    options = {task: returned(run, task)["options"] for task in tasks}
     folder = run_folder(home, "adapter_training", run.run_id)
     given = ["--spec", str(spec_file(folder)), "--json"]
     assert options["contexts"] == given
     assert options["train"] == [*given, "--prompts", "promptskey"]
     assert options["evaluate"] == [*given, "--adapter", "trainkey", "--prompts", "promptskey"]
-    assert options["register"] == [*given, "--adapter", "trainkey", "--evaluation", "evaluatekey"]
+    assert options["gate"] == [*given, "--evaluation", "evaluatekey"]
+    evaluated = ["--adapter", "trainkey", "--evaluation", "evaluatekey"]
+    assert options["register"] == [*given, *evaluated, "--verdict", "gatekey"]
     assert load_spec(spec_file(folder)).training.epochs == 3
 
 

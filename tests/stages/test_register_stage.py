@@ -11,11 +11,11 @@ import pytest
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.gate import judge
 from jora_tasks.progress import Progress
 from jora_tasks.registry import DIGEST, EVALUATION, Registry
-from jora_tasks.spec import RunSpec, parse_spec
+from jora_tasks.spec import RegistryConfig, RunSpec, parse_spec
 from jora_tasks.stages import register
+from jora_tasks.stages.gate import judge_adapter
 from jora_tasks.stages.register import Registration, promote, register_adapter, rollback
 
 SPEC = parse_spec({"name": "handbook", "documents": {"path": "/home/someone/private/handbook"}})
@@ -70,7 +70,6 @@ def make_evaluation(
         version, from_ = champion
         against = {"against": "champion_with_contexts", **figures(0.1, from_, 0.3)}
         report["champion"] = {"version": version, "reason": None, "difference": against}
-    report["verdict"] = judge(report)
 
     def write(folder: Path) -> dict[str, Any]:
         (folder / "report.json").write_text(json.dumps(report))
@@ -87,7 +86,9 @@ def make_evaluation(
 
 
 def registered(store: ArtifactStore, adapter: Artifact, spec: RunSpec = SPEC, **kwargs: Any) -> Registration:
-    return register_adapter(spec, adapter, make_evaluation(store, adapter, **kwargs), store, Progress())
+    evaluation = make_evaluation(store, adapter, **kwargs)
+    judged = judge_adapter(spec, evaluation, store, Progress())
+    return register_adapter(spec, adapter, evaluation, judged, store, Progress())
 
 
 def failed(registration: Registration) -> list[str]:
@@ -108,7 +109,11 @@ def test_first_adapter_needs_only_the_base(store: ArtifactStore) -> None:
 
 def test_no_better_than_the_base_stays_a_candidate(store: ArtifactStore) -> None:
     result = registered(store, make_adapter(store, 1), low=-0.1)
-    assert (result.alias, failed(result), champion(store)) == ("candidate", ["better_than_base"], None)
+    assert (result.alias, failed(result), champion(store)) == (
+        "candidate",
+        ["exact_match_better_than_base"],
+        None,
+    )
     candidate = Registry(store.home).get_alias("handbook", "candidate")
     assert candidate is not None and candidate.version == 1
 
@@ -149,11 +154,13 @@ def test_a_champion_rolled_back_stays_back(store: ArtifactStore) -> None:
     assert (again.alias, again.reused, champion(store)) == ("candidate", True, 1)
 
 
-def test_promotion_can_be_off_and_done_later(store: ArtifactStore) -> None:
-    held = SPEC.model_copy(update={"registry": SPEC.registry.model_copy(update={"promote": False})})
+@pytest.mark.parametrize(("promotion", "awaiting"), [("none", False), ("approval", True)])
+def test_promotion_can_be_off_and_done_later(store: ArtifactStore, promotion: str, awaiting: bool) -> None:
+    held = SPEC.model_copy(update={"registry": RegistryConfig(promotion=promotion)})
     adapter = make_adapter(store, 1)
     result = registered(store, adapter, spec=held)
     assert (result.alias, result.verdict["alias"], champion(store)) == ("candidate", "champion", None)
+    assert (result.promotion, result.awaiting_approval) == (promotion, awaiting)
     assert promote(store, "handbook", 1) is None
     assert champion(store) == 1
     with pytest.raises(InputError, match="no version 2"):
@@ -184,17 +191,42 @@ def test_evaluated_before_the_champion_changed(store: ArtifactStore) -> None:
     assert (check["expected"], check["actual"]) == ("champion to beat: none, as evaluated", "version 1")
 
 
+def test_judged_before_the_champion_changed(store: ArtifactStore) -> None:
+    """Both were judged when there was no champion; registration looks again."""
+    adapters = [make_adapter(store, seed) for seed in (1, 2)]
+    evaluations = [make_evaluation(store, adapter) for adapter in adapters]
+    verdicts = [judge_adapter(SPEC, evaluation, store, Progress()) for evaluation in evaluations]
+    first, late = (
+        register_adapter(SPEC, *each, store, Progress())
+        for each in zip(adapters, evaluations, verdicts, strict=True)
+    )
+    assert (first.alias, first.verdict["passed"]) == ("champion", True)
+    assert (late.alias, failed(late), late.awaiting_approval) == ("candidate", ["champion_unchanged"], False)
+    assert [check["name"] for check in late.verdict["checks"]].count("champion_unchanged") == 1
+
+
+def test_verdict_on_another_evaluation(store: ArtifactStore) -> None:
+    adapter = make_adapter(store, 1)
+    one, other = (make_evaluation(store, adapter, low=low) for low in (0.1, 0.2))
+    judged = judge_adapter(SPEC, one, store, Progress())
+    with pytest.raises(InputError, match="run `jora gate`"):
+        register_adapter(SPEC, adapter, other, judged, store, Progress())
+    assert Registry(store.home).versions("handbook") == []
+
+
 def test_evaluation_of_another_adapter(store: ArtifactStore) -> None:
     evaluation = make_evaluation(store, make_adapter(store, 1))
+    judged = judge_adapter(SPEC, evaluation, store, Progress())
     with pytest.raises(InputError, match="run `jora evaluate`"):
-        register_adapter(SPEC, make_adapter(store, 2), evaluation, store, Progress())
+        register_adapter(SPEC, make_adapter(store, 2), evaluation, judged, store, Progress())
     assert Registry(store.home).versions("handbook") == []
 
 
 def test_run_tells_figures_and_origin_without_local_paths(store: ArtifactStore) -> None:
     adapter = make_adapter(store, 1)
     evaluation = make_evaluation(store, adapter)
-    register_adapter(SPEC, adapter, evaluation, store, Progress())
+    judged = judge_adapter(SPEC, evaluation, store, Progress())
+    register_adapter(SPEC, adapter, evaluation, judged, store, Progress())
     client = Registry(store.home)._client()
     version = client.get_model_version("handbook", "1")
     run = client.get_run(version.run_id)
@@ -221,4 +253,4 @@ def test_run_tells_figures_and_origin_without_local_paths(store: ArtifactStore) 
     ]
     assert not [text for text in told if "private" in text or str(store.home) in text]
     files = {item.path for item in client.list_artifacts(version.run_id, "report")}
-    assert files == {"report/report.json", "report/report.html"}
+    assert files == {f"report/{kind}.{end}" for kind in ("report", "verdict") for end in ("json", "html")}

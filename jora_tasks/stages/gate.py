@@ -1,0 +1,58 @@
+"""The gate: whether the evaluated adapter may become the champion, check by check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.evaluation.gate import champion_unchanged, judge, verdict
+from jora_tasks.evaluation.page import render_verdict
+from jora_tasks.progress import Progress
+from jora_tasks.registry import Registry
+from jora_tasks.spec import RunSpec
+
+VERSION = 1
+
+VERDICT, PAGE = "verdict.json", "verdict.html"
+
+
+def judge_adapter(spec: RunSpec, evaluation: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
+    """Hold an evaluation against what ``gate`` asks; the registry is read and stays as it is.
+
+    Returns:
+      A ``verdict`` artifact: ``verdict.json`` with ``name``, ``alias`` (champion or candidate), whether it
+      ``passed``, ``checks``, ``adapter``, ``evaluation`` and ``champion`` (the one to beat now, or null);
+      and ``verdict.html``.
+
+    Raises:
+      InputError: if no registry answers.
+    """
+    report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
+    adapter = evaluation.manifest["inputs"]["adapter"]
+    rival = Registry(store.home).rival(spec.name, adapter["digest"])
+    champion = {"version": rival.version, "digest": rival.digest} if rival else None
+    compared = report["champion"]["version"] if report["champion"] else None
+
+    def write(folder: Path) -> dict[str, Any]:
+        checks = [*judge(report, spec.gate), champion_unchanged(compared, rival.version if rival else None)]
+        judged = {
+            "name": spec.name,
+            **verdict(checks),
+            "adapter": {"key": adapter["key"], "digest": adapter["digest"]},
+            "evaluation": {"key": evaluation.key, "digest": evaluation.digest},
+            "champion": champion,
+        }
+        (folder / VERDICT).write_text(json.dumps(judged, indent=2) + "\n", encoding="utf-8")
+        (folder / PAGE).write_text(render_verdict(judged), encoding="utf-8")
+        return {
+            "alias": judged["alias"],
+            "checks": len(checks),
+            "failed": [each["name"] for each in checks if not each["passed"]],
+        }
+
+    settings = {"name": spec.name, "gate": spec.gate.making(), "champion": champion}
+    return store.build(
+        "verdict", version=VERSION, settings=settings, inputs={"evaluation": evaluation}, write=write
+    )
