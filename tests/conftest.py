@@ -6,11 +6,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from jora_tasks.artifacts import ArtifactStore, jora_home
 from jora_tasks.models import base_model_folder
 from jora_tasks.spec import DEFAULT_BASE_MODEL
 from tests.tiny import write_project
+
+settings.register_profile("untimed", deadline=None)  # the machine may be busy
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
