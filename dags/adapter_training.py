@@ -5,7 +5,9 @@ from datetime import timedelta
 from airflow.sdk import dag
 
 from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS, VERDICT
+from jora_tasks.airflow.detached import DetachedStageOperator
 from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
+from jora_tasks.airflow.failures import RETRY_POLICY
 from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec_params
 
@@ -15,7 +17,7 @@ from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec
     catchup=False,
     max_active_runs=1,
     params=spec_params(ADAPTER_TRAINING_SECTIONS, base_spec()),
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "retry_policy": RETRY_POLICY},
     tags=["jora"],
     description=__doc__,
     doc_md=__doc__,
@@ -31,7 +33,7 @@ def adapter_training():
         inlets=[CONTEXTS],
         outlets=[PROMPTS],
     )
-    train = StageOperator(
+    train = DetachedStageOperator(
         task_id="train",
         stage="train",
         inputs=[prompts.output],
@@ -39,6 +41,7 @@ def adapter_training():
         outlets=[ADAPTER],
         pool=GPU_POOL,
         queue=GPU_QUEUE,
+        retries=5,  # a preempted or killed trainer goes on from its saved state
     )
     evaluate = StageOperator(
         task_id="evaluate",

@@ -6,6 +6,7 @@ from typing import Any
 from airflow.sdk import CronTriggerTimetable, chain, dag, task
 
 from jora_tasks.airflow.assets import CORPUS, INDEX
+from jora_tasks.airflow.failures import RETRY_POLICY
 from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_params
 
@@ -16,7 +17,7 @@ from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_p
     catchup=False,
     max_active_runs=1,
     params=spec_params(DOCUMENT_INDEX_SECTIONS, base_spec()),
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10)},
+    default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "retry_policy": RETRY_POLICY},
     tags=["jora"],
     description=__doc__,
     doc_md=__doc__,

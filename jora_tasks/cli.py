@@ -1,8 +1,8 @@
 """``jora``: one command a stage, and the whole.
 
 Human text and progress bars on a terminal, one JSON object with ``--json``. Exit codes: 0 done,
-1 failed, 2 bad input (one sentence; nothing written), 75 stopped by SIGTERM while training, which saved
-its state and goes on from there when the command is run again.
+1 failed, 2 bad input (one sentence; nothing written), 12 out of memory, 75 try again: stopped by SIGTERM
+while training, which saved its state and goes on from there, or a device that is in use.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jora_tasks.commands.explain import explain, show_explanation
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.commands.questions import questions
 from jora_tasks.commands.watching import shown_events, shown_progress
-from jora_tasks.errors import InputError, RunStopped
+from jora_tasks.errors import InputError, RunStopped, out_of_memory
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
 from jora_tasks.summary import print_places, print_summary, summarise
@@ -365,10 +365,15 @@ def main() -> None:
         app(standalone_mode=True)
     except InputError as error:
         print(f"jora: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except RunStopped as error:
         print(f"jora: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if (told := out_of_memory(error)) is None:
+            raise
+        print(f"jora: {told}", file=sys.stderr, flush=True)
+        sys.exit(told.exit_code)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise

@@ -35,6 +35,7 @@ from jora_tasks.airflow.environment import (
     airflow_home,
     events_file,
 )
+from jora_tasks.airflow.job import jobs
 from jora_tasks.airflow.processes import end, is_same, members, signal_group
 from jora_tasks.artifacts import write_text
 from jora_tasks.errors import InputError
@@ -142,7 +143,7 @@ def start(
 
 
 def stop(home: str | Path, grace: float = STOP_SECONDS) -> bool:
-    """Stop the Airflow of this home, its tasks and their trainers; whether there was one.
+    """Stop the Airflow of this home, its tasks and their trainers, saved; whether there was one.
 
     Args:
       home: JORA_HOME.
@@ -151,8 +152,15 @@ def stop(home: str | Path, grace: float = STOP_SECONDS) -> bool:
     Raises:
       RuntimeError: if a process is left even after SIGKILL; names it.
     """
-    local = _last(Path(home).resolve())
-    return local is not None and _stop(local, grace)
+    home = Path(home).resolve()
+    left = jobs(home)
+    for job in left:
+        job.ask_to_stop()  # all at once, before anything else takes their time
+    local = _last(home)
+    stopped = local is not None and _stop(local, grace)
+    for job in left:
+        job.stop()
+    return stopped or bool(left)
 
 
 def choose_port(port: int | None, default: int = DEFAULT_PORT) -> int:
@@ -292,7 +300,7 @@ def _stop(local: LocalAirflow, grace: float = STOP_SECONDS) -> bool:
 
 
 def _sweep(home: Path) -> None:
-    """End what an Airflow left behind whose leader was killed."""
+    """End what an Airflow left behind whose leader was killed; not its detached jobs, which tasks take up."""
     if (dead := _last(home)) is not None:
         _stop(dead)
 

@@ -50,6 +50,16 @@ def members(pid: int, started: float, mark: tuple[str, str]) -> list[psutil.Proc
     return [process for process in found.values() if process.pid not in own and _alive(process)]
 
 
+def marked(name: str, value: str) -> list[psutil.Process]:
+    """The living processes that have this environment variable with this value, but not this one."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(name) == value and _alive(process):
+                found.append(process)
+    return found
+
+
 def end(find: Callable[[], list[psutil.Process]], grace: float) -> list[psutil.Process]:
     """Wait for processes to end, kill those that do not, and return those that even then are left.
 

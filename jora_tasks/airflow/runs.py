@@ -27,3 +27,8 @@ def spec_file(folder: Path) -> Path:
 def progress_file(folder: Path) -> Path:
     """JSON lines, one an event, that the run's stages append to as they work."""
     return folder / "progress.jsonl"
+
+
+def job_folder(folder: Path, task_id: str, map_index: int = -1) -> Path:
+    """Where a task of this run keeps its detached job."""
+    return folder / "jobs" / (task_id if map_index < 0 else f"{task_id}-{map_index}")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
+from airflow.sdk import ExceptionRetryPolicy, RetryAction
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from jora_tasks.airflow.assets import INDEX, event_extra
 from jora_tasks.airflow.child import Child
-from jora_tasks.airflow.operators import StageCancelled, StageOperator
+from jora_tasks.airflow.failures import RETRY_POLICY, StageCancelled, StageOutOfMemory, StagePreempted
+from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.runs import run_folder, spec_file
 from jora_tasks.spec import load_spec
 
@@ -116,10 +119,32 @@ def test_settings_that_do_not_go_together_start_nothing(home, echo):
 
 
 def test_any_other_failure_is_retried(home, script: Script):
-    command = script("import sys; print('out of memory', file=sys.stderr); sys.exit(3)")
-    with pytest.raises(AirflowException, match="exit code 3: out of memory") as failure:
+    command = script("import sys; print('disk on fire', file=sys.stderr); sys.exit(3)")
+    with pytest.raises(AirflowException, match="exit code 3: disk on fire") as failure:
         operator(command).execute(context())
     assert not isinstance(failure.value, AirflowFailException)
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "kind"),
+    [
+        (12, "jora: out of memory (x); lower training.batch_size.", StageOutOfMemory),
+        (1, "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.", StageOutOfMemory),
+        (1, "MemoryError", StageOutOfMemory),
+        (75, "jora: stopped by SIGTERM after update 3.", StagePreempted),
+        (143, "Terminated", StagePreempted),
+    ],
+)
+def test_lack_of_memory_fails_at_once_and_preemption_does_not(home, script: Script, code, said, kind):
+    command = script(f"import sys; print({said!r}, file=sys.stderr); sys.exit({code})")
+    with pytest.raises(kind, match=re.escape(said.removeprefix("jora: "))) as failure:
+        operator(command).execute(context())
+    assert isinstance(failure.value, AirflowFailException) == (kind is StageOutOfMemory)
+    decision = RETRY_POLICY.evaluate(failure.value, 1, 5)
+    assert decision.action == (RetryAction.FAIL if kind is StageOutOfMemory else RetryAction.RETRY)
+    assert (
+        ExceptionRetryPolicy.deserialize(RETRY_POLICY.serialize()).evaluate(failure.value, 1, 5) == decision
+    )
 
 
 @pytest.mark.parametrize("printed", ["", "not JSON", "[1]"])
