@@ -294,6 +294,11 @@ STAGE_OF = {
 }
 
 
+def run_name(line: str) -> str:
+    """What others are told of this process: its Airflow run, or the line of adapters it works on."""
+    return _provenance().get("airflow_run") or f"a run of {line!r} by hand"
+
+
 def _provenance() -> dict[str, str]:
     """Which Airflow run this process works for, as ``dag_id/run_id``, if any."""
     run = os.environ.get("JORA_AIRFLOW_RUN")

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 # Airflow sends SIGKILL 5 s after SIGTERM. What then is left, the job's keeper ends.
 PATIENCE_SECONDS = 3.5
-DEVICE_WAIT_SECONDS = 24 * 3600
 
 
 class DetachedStageOperator(ResumableJobMixin, StageOperator):
@@ -61,10 +60,9 @@ class DetachedStageOperator(ResumableJobMixin, StageOperator):
 
     def submit_job(self, context: Context) -> JsonValue:
         assert self._call and self._job  # noqa: S101 set by _run
-        wait = {"JORA_DEVICE_WAIT": str(DEVICE_WAIT_SECONDS)}
-        environment = wait | dict(self._call.environment)
+        call = self._call
         try:
-            self._job.start(self._call.command, environment, self._call.folder, self._watcher)
+            self._job.start(call.command, call.environment, call.folder, self._watcher)
         except JobBusy:  # of a try that was killed before it could say that it started it
             self.log.info("The job of an earlier try is running; this one follows it.")
         return str(self._job.folder)

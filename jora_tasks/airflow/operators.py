@@ -23,7 +23,10 @@ from jora_tasks.airflow.runs import progress_file, run_folder, spec_file
 from jora_tasks.artifacts import jora_home, write_text
 from jora_tasks.errors import InputError
 from jora_tasks.spec import RunSpec, dump_spec
+from jora_tasks.trainer.lease import WAIT
 
+# The pool makes runs of one Airflow take turns; of what else may hold a device, a task waits for the end.
+DEVICE_WAIT_SECONDS = 24 * 3600
 COMMAND = (sys.executable, "-m", "jora_tasks.cli")
 
 
@@ -155,6 +158,7 @@ def stage_environment(home: Path, folder: Path, run: Any) -> dict[str, str]:
         "JORA_PROGRESS": str(progress_file(folder)),
         "JORA_AIRFLOW_RUN": f"{run.dag_id}/{run.run_id}",
         "PYTHONUNBUFFERED": "1",
+        WAIT: str(DEVICE_WAIT_SECONDS),
     }
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_bytes
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_bytes, run_name
 from jora_tasks.errors import InputError
 from jora_tasks.evaluation.answerer import Answerer
 from jora_tasks.evaluation.generation import check_lengths
@@ -35,6 +35,7 @@ from jora_tasks.progress import Progress
 from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
 from jora_tasks.trainer.config import read_config
+from jora_tasks.trainer.lease import leased
 
 VERSION = 3
 PREDICTIONS_VERSION = 1
@@ -238,6 +239,9 @@ class _Counter:
         self._told = self._before + done
         self._progress("evaluate", done=self._told, total=self._total, unit="answers", arm=arm)
 
+    def waiting(self, what: str) -> None:
+        self._progress("evaluate", waiting=what)
+
     def finish(self, arm: str, answers: int) -> None:
         self.within(arm, answers)
         self._before += answers
@@ -268,11 +272,12 @@ def _answers(
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        answers = answerer.answer(
-            [each.prompts[arm.prompt] for each in asked],
-            arm.folder() if arm.folder else None,
-            lambda done, _: counter.within(arm.name, done),
-        )
+        with leased(store.home, run_name(spec.name), counter.waiting):
+            answers = answerer.answer(
+                [each.prompts[arm.prompt] for each in asked],
+                arm.folder() if arm.folder else None,
+                lambda done, _: counter.within(arm.name, done),
+            )
         schema = pa.schema(
             [("example_id", pa.string()), ("prediction", pa.string()), ("n_tokens", pa.int32())]
         )

@@ -10,13 +10,23 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, Write, digest_file, digest_json
+from jora_tasks.artifacts import (
+    Artifact,
+    ArtifactStore,
+    Input,
+    Source,
+    Write,
+    digest_file,
+    digest_json,
+    run_name,
+)
 from jora_tasks.errors import InputError
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
 from jora_tasks.spec import LoraConfig, RunSpec
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.group import group_of
+from jora_tasks.trainer.lease import leased
 from jora_tasks.trainer.targets import as_settings, lora_targets
 
 KIND = "adapter"
@@ -40,7 +50,7 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     Raises:
       InputError: without a question to train on (or to evaluate on, where asked), or if the base model or
         the prompts cannot be used.
-      RunStopped: see `jora_tasks.trainer.train.train_lora`.
+      RunStopped: see `jora_tasks.trainer.train.train_lora` and `jora_tasks.trainer.lease.leased`.
     """
     _check_splits(prompts, spec.training.eval_every > 0)
     base = base_model_folder(spec.model.base, store.home)
@@ -72,20 +82,21 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
 
         file = prompts.file("prompts.parquet")
         use_compile_cache(store.home)
-        train_lora(
-            base,
-            Dataset.from_prompts(file, split="train"),
-            spec.lora,
-            spec.training,
-            output=folder,
-            work=work,
-            base_name=source.name,
-            dtype=spec.model.dtype,
-            quantization=spec.model.quantization,
-            on_step=on_step,
-            held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
-            profile=store.home / "profiles" / key,
-        )
+        with leased(store.home, run_name(spec.name), lambda what: progress("train", waiting=what)):
+            train_lora(
+                base,
+                Dataset.from_prompts(file, split="train"),
+                spec.lora,
+                spec.training,
+                output=folder,
+                work=work,
+                base_name=source.name,
+                dtype=spec.model.dtype,
+                quantization=spec.model.quantization,
+                on_step=on_step,
+                held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
+                profile=store.home / "profiles" / key,
+            )
 
     def write(folder: Path) -> Mapping[str, Any]:
         from jora_tasks.trainer.train import SUMMARY
