@@ -1,8 +1,8 @@
 """One run to a device: a lease that its process holds, and that ends with the process however that dies.
 
-A device's lease is the kernel's lock on a file, which also says who holds it. Those of GPUs are the machine's,
-in the folder for temporary files, so that runs of several homes do not meet either, and last as long as
-the process: JAX gives a GPU's memory back no sooner. The CPU's is the home's.
+A device's lease is the kernel's lock on a file, which also says who holds it. Those of GPUs are the
+machine's, in the folder for temporary files, so that runs of several homes do not meet either, and last as
+long as the process: JAX gives a GPU's memory back no sooner. The CPU's is the home's.
 """
 
 from __future__ import annotations
