@@ -20,6 +20,7 @@ from rich.console import Console
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.commands.ask import ask
+from jora_tasks.commands.champion import promote, rollback
 from jora_tasks.commands.embed import embed
 from jora_tasks.commands.explain import explain, show_explanation
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
@@ -322,35 +323,8 @@ def merge(
         plain(f"  {done['path']}")
 
 
-@app.command()
-def promote(
-    version: Annotated[int, typer.Argument(help="Registered version to make champion.", metavar="VERSION")],
-    spec: SpecOption = None,
-    set_: SetOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Make a registered version the champion, by hand."""
-    from jora_tasks.stages.register import promote as move
-
-    name = load_spec(spec, tuple(set_ or ())).name
-    before = move(ArtifactStore(), name, version)
-    _show_champion(name, version, before, as_json)
-
-
-@app.command()
-def rollback(spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False) -> None:
-    """Give the champion's place back to the champion before."""
-    from jora_tasks.stages.register import rollback as move
-
-    name = load_spec(spec, tuple(set_ or ())).name
-    _show_champion(name, move(ArtifactStore(), name), None, as_json)
-
-
-def _show_champion(name: str, version: int, before: int | None, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"name": name, "champion": version, "before": before}), flush=True)
-    else:
-        console.print(f"champion: {name} version {version}" + (f", before: {before}" if before else ""))
+app.command()(promote)
+app.command()(rollback)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,14 @@ from jora_tasks.registry import (
     BASE_MODEL,
     CANDIDATE,
     CHAMPION,
-    CHAMPION_SINCE,
     COMPARED_WITH,
     DIGEST,
     EVALUATION,
     KEY,
+    ChampionMoved,
     RegisteredAdapter,
     Registry,
+    actor,
 )
 from jora_tasks.spec import RunSpec, is_url
 from jora_tasks.stages.gate import PAGE, VERDICT
@@ -76,6 +78,7 @@ def register_adapter(
     _check_trio(adapter, evaluation, judgement)
     registry = Registry(store.home)
     report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
+    before = registry.get_champion(spec.name)
     judged = _judge_now(judgement, registry.rival(spec.name, adapter.digest))
 
     found = registry.find_version(spec.name, adapter.digest, evaluation.digest)
@@ -99,32 +102,25 @@ def register_adapter(
     if newest is None or newest.version < version:
         registry.set_alias(spec.name, CANDIDATE, version)
 
-    was_champion = found is not None and CHAMPION_SINCE in found.tags
+    was_champion = any(each.version == version for each in registry.transitions(spec.name))
     promotion = spec.registry.promotion
     if judged["passed"] and promotion == "automatic" and not was_champion:
-        registry.promote(spec.name, version)
+        try:
+            registry.promote(
+                spec.name,
+                version,
+                by=actor(),
+                reason=_describe(report),
+                expected=before.version if before else None,
+                verdict=judgement.key,
+                airflow_run=os.environ.get("JORA_AIRFLOW_RUN", ""),
+            )
+        except ChampionMoved:  # since it was judged, and it never met the new one
+            judged = _judge_now(judgement, registry.rival(spec.name, adapter.digest))
     champion = registry.get_champion(spec.name)
     alias = CHAMPION if champion is not None and champion.version == version else CANDIDATE
     awaiting = judged["passed"] and promotion == "approval" and not was_champion
     return Registration(spec.name, version, alias, found is not None, judged, promotion, awaiting)
-
-
-def promote(store: ArtifactStore, name: str, version: int) -> int | None:
-    """Make a version champion by hand; returns the version that was champion before, if any.
-
-    Raises:
-      InputError: if there is no such version.
-    """
-    return Registry(store.home).promote(name, version)
-
-
-def rollback(store: ArtifactStore, name: str) -> int:
-    """Give the champion's place back to the champion before; returns its version.
-
-    Raises:
-      InputError: if there was none before.
-    """
-    return Registry(store.home).rollback(name)
 
 
 def _check_trio(adapter: Artifact, evaluation: Artifact, judgement: Artifact) -> None:

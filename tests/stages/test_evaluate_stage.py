@@ -174,7 +174,7 @@ def register(store: ArtifactStore, adapter: Artifact, promote: bool = True, **ta
         params={},
     )
     if promote:
-        registry.promote("documents", version)
+        registry.promote("documents", version, by="tests", reason="to compare with")
     return version
 
 

@@ -16,7 +16,7 @@ from jora_tasks.registry import DIGEST, EVALUATION, Registry
 from jora_tasks.spec import RegistryConfig, RunSpec, parse_spec
 from jora_tasks.stages import register
 from jora_tasks.stages.gate import judge_adapter
-from jora_tasks.stages.register import Registration, promote, register_adapter, rollback
+from jora_tasks.stages.register import Registration, register_adapter
 
 SPEC = parse_spec({"name": "handbook", "documents": {"path": "/home/someone/private/handbook"}})
 
@@ -100,6 +100,10 @@ def champion(store: ArtifactStore) -> int | None:
     return found.version if found else None
 
 
+def rollback(store: ArtifactStore) -> int:
+    return Registry(store.home).rollback("handbook", by="someone", reason="complaints").version
+
+
 def test_first_adapter_needs_only_the_base(store: ArtifactStore) -> None:
     result = registered(store, make_adapter(store, 1))
     assert (result.name, result.version, result.alias, result.reused) == ("handbook", 1, "champion", False)
@@ -124,7 +128,7 @@ def test_next_adapter_has_to_beat_the_champion(store: ArtifactStore) -> None:
     assert (worse.version, worse.alias, champion(store)) == (2, "candidate", 1)
     better = registered(store, make_adapter(store, 3), champion=(1, 0.02))
     assert (better.version, better.alias, champion(store)) == (3, "champion", 3)
-    assert rollback(store, "handbook") == 1 == champion(store)
+    assert rollback(store) == 1 == champion(store)
 
 
 def test_second_time_makes_no_version(store: ArtifactStore) -> None:
@@ -149,7 +153,7 @@ def test_a_champion_rolled_back_stays_back(store: ArtifactStore) -> None:
     first, second = make_adapter(store, 1), make_adapter(store, 2)
     registered(store, first)
     registered(store, second, champion=(1, 0.02))
-    rollback(store, "handbook")
+    rollback(store)
     again = registered(store, second, champion=(1, 0.02))
     assert (again.alias, again.reused, champion(store)) == ("candidate", True, 1)
 
@@ -161,16 +165,14 @@ def test_promotion_can_be_off_and_done_later(store: ArtifactStore, promotion: st
     result = registered(store, adapter, spec=held)
     assert (result.alias, result.verdict["alias"], champion(store)) == ("candidate", "champion", None)
     assert (result.promotion, result.awaiting_approval) == (promotion, awaiting)
-    assert promote(store, "handbook", 1) is None
-    assert champion(store) == 1
-    with pytest.raises(InputError, match="no version 2"):
-        promote(store, "handbook", 2)
+    done = Registry(store.home).promote("handbook", 1, by="someone", reason="good enough")
+    assert (done.previous, champion(store)) == (None, 1)
 
 
 def test_a_kill_before_promotion_is_made_good(store: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = make_adapter(store, 1)
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -254,3 +256,34 @@ def test_run_tells_figures_and_origin_without_local_paths(store: ArtifactStore) 
     assert not [text for text in told if "private" in text or str(store.home) in text]
     files = {item.path for item in client.list_artifacts(version.run_id, "report")}
     assert files == {f"report/{kind}.{end}" for kind in ("report", "verdict") for end in ("json", "html")}
+
+
+def test_a_promotion_tells_its_run_verdict_and_reason(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JORA_AIRFLOW_RUN", "adapter_training/manual__1")
+    registered(store, make_adapter(store, 1))
+    (told,) = Registry(store.home).transitions("handbook")
+    assert (told.action, told.version, told.previous) == ("promote", 1, None)
+    assert told.by == f"Airflow run {told.airflow_run}" == "Airflow run adapter_training/manual__1"
+    assert store.get("verdict", told.verdict).counts["alias"] == "champion"
+    assert "Exact match 0.500" in told.reason
+
+
+def test_another_became_champion_while_this_one_was_registered(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, other = make_adapter(store, 1), make_adapter(store, 2)
+    held = SPEC.model_copy(update={"registry": RegistryConfig(promotion="none")})
+    registered(store, other, spec=held)
+    put = Registry.register
+
+    def slowly(registry: Registry, *args: Any, **kwargs: Any) -> int:
+        version = put(registry, *args, **kwargs)
+        Registry(store.home).promote("handbook", 1, by="someone", reason="was faster")
+        return version
+
+    monkeypatch.setattr(Registry, "register", slowly)
+    late = registered(store, adapter)
+    assert (late.version, late.alias, champion(store)) == (2, "candidate", 1)
+    assert failed(late) == ["champion_unchanged"]

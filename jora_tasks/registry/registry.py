@@ -1,65 +1,47 @@
-"""The registry of adapters, kept by MLflow; only this module and its `registry_` siblings know it.
-
-Each version is a PEFT folder with its report, logged to an MLflow run with metrics, settings and
-digests. Aliases say what a version is for: ``candidate`` is the newest, ``champion`` the one in use.
-Without ``$MLFLOW_TRACKING_URI`` all of it lies in ``$JORA_HOME/mlflow``: SQLite and a folder.
-"""
+"""The registry itself: versions are registered, found and fetched; the champion is moved."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import logging
 import os
 import time
+import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import MANIFEST, digest_file, digest_json
 from jora_tasks.errors import InputError
-from jora_tasks.registry_client import SQLITE, check_address, contact, database_file, is_made, make_database
-from jora_tasks.registry_curves import Curves
+from jora_tasks.registry import champions
+from jora_tasks.registry.champions import ANY, PROMOTE, ROLLBACK, ChampionMoved, Record, Transition
+from jora_tasks.registry.client import (
+    CONTENDED,
+    PAUSE_SECONDS,
+    SQLITE,
+    TRIES,
+    check_address,
+    contact,
+    database_file,
+    is_made,
+    make_database,
+)
+from jora_tasks.registry.curves import Curves
+from jora_tasks.registry.versions import (
+    CHAMPION,
+    COMPARED_WITH,
+    EVALUATION,
+    KEY,
+    RegisteredAdapter,
+    content_digest,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-CANDIDATE, CHAMPION = "candidate", "champion"
 ADAPTER_FOLDER, REPORT_FOLDER = "adapter", "report"
-# Tags of a version.
-DIGEST, KEY, EVALUATION, BASE_MODEL, COMPARED_WITH, CHAMPION_SINCE = (
-    "jora.adapter_digest",
-    "jora.adapter_key",
-    "jora.evaluation_digest",
-    "jora.base_model_digest",
-    "jora.compared_with",
-    "jora.champion_since",
-)
-# Tag of the registered model: the versions that were champion, oldest first, the last one in use.
-_CHAMPIONS = "jora.champions"
-_CHAMPIONS_KEPT = 100
 # MLflow's limits on the length of values.
 _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
-
-
-@dataclass(frozen=True)
-class RegisteredAdapter:
-    """One version of a line of adapters."""
-
-    name: str
-    version: int
-    tags: Mapping[str, str]
-    source: str
-
-    @property
-    def digest(self) -> str:
-        """Digest of the adapter artifact."""
-        return self.tags.get(DIGEST, "")
-
-    @property
-    def key(self) -> str:
-        """Key of the adapter artifact in the home that made it."""
-        return self.tags.get(KEY, "")
+_BEFORE = "it was champion before records were kept"
 
 
 class Registry:
@@ -166,7 +148,7 @@ class Registry:
         client, found, page = self._client(), [], None
         while True:
             batch = client.search_model_versions(f"name = '{name}'", page_token=page)
-            found += [_adapter(version) for version in batch]
+            found += [RegisteredAdapter.of(version) for version in batch]
             page = batch.token
             if not page:
                 return sorted(found, key=lambda version: version.version)
@@ -176,8 +158,27 @@ class Registry:
         return next((each for each in self.versions(name) if each.version == version), None)
 
     def get_champion(self, name: str) -> RegisteredAdapter | None:
-        """The version in use, or None."""
-        return self.get_alias(name, CHAMPION)
+        """The version in use, or None: the last that the history tells of, if it still exists.
+
+        An alias that says otherwise is set right: a kill between a record and the alias leaves such a one.
+        """
+        from mlflow.exceptions import MlflowException
+
+        while True:
+            # The alias is read first: it is set after its record, so it is never ahead of the history.
+            alias, history = self.get_alias(name, CHAMPION), self._history(name)
+            last = history[-1].transition.version if history else None
+            if last is None or (alias is not None and alias.version == last):
+                return alias
+            champion = self.get(name, last)
+            if champion is None:
+                return None
+            try:
+                self.set_alias(name, CHAMPION, last)
+            except MlflowException as error:
+                if error.error_code != "PERMISSION_DENIED":  # a reader is told the truth all the same
+                    raise
+                return champion
 
     def get_alias(self, name: str, alias: str) -> RegisteredAdapter | None:
         """The version that has an alias, or None."""
@@ -186,7 +187,7 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            return _adapter(self._client().get_model_version_by_alias(name, alias))
+            return RegisteredAdapter.of(self._client().get_model_version_by_alias(name, alias))
         except MlflowException as error:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
@@ -206,49 +207,101 @@ class Registry:
 
     def set_alias(self, name: str, alias: str, version: int) -> None:
         """Give a version an alias; `promote` is for the champion."""
-        self._client().set_registered_model_alias(name, alias, str(version))
+        from mlflow.exceptions import MlflowException
 
-    def promote(self, name: str, version: int) -> int | None:
-        """Make a version champion and remember the one before.
+        for tries in itertools.count(1):
+            try:
+                return self._client().set_registered_model_alias(name, alias, str(version))
+            except MlflowException as error:
+                if error.error_code not in CONTENDED or tries == TRIES:
+                    raise
+                time.sleep(PAUSE_SECONDS * tries)
+
+    def names(self) -> list[str]:
+        """Every line of adapters registered here, by name."""
+        if self._empty():
+            return []
+        client, found, page = self._client(), [], None
+        while True:
+            batch = client.search_registered_models(page_token=page)
+            found += [model.name for model in batch if not champions.is_history(model.name)]
+            page = batch.token
+            if not page:
+                return sorted(found)
+
+    def transitions(self, name: str) -> list[Transition]:
+        """Every move of the champion, oldest first; see `jora_tasks.registry.champions`."""
+        return [record.transition for record in self._history(name)]
+
+    def promote(
+        self,
+        name: str,
+        version: int,
+        *,
+        by: str,
+        reason: str,
+        expected: Any = ANY,
+        verdict: str = "",
+        airflow_run: str = "",
+    ) -> Transition:
+        """Make a version champion, with the record of it. For the champion itself nothing is done.
+
+        Args:
+          by: who does it.
+          reason: why, a sentence.
+          expected: version of the champion that is to be replaced, None for no champion; `ANY`, the
+            default, for whichever there is.
+          verdict: key of the verdict that is the reason, if one is.
+          airflow_run: ``dag_id/run_id`` of the run that does it, if one does.
 
         Returns:
-          The version that was champion until now, or None.
+          The record; of the champion itself, the one that made it so.
 
         Raises:
           InputError: if there is no such version.
+          ChampionMoved: if the champion is another one than expected, also if that came about just now.
         """
+        by, reason = champions.described(by, reason)
         self._existing(name, version)
-        champion = self.get_champion(name)
-        if champion is not None and champion.version == version:
-            return version
-        # The history is written first: a kill between the two leaves a last entry that is not the
-        # champion, which `_history` ignores.
-        self._write_history(name, [*self._history(name), version])
-        self._client().set_model_version_tag(
-            name, str(version), CHAMPION_SINCE, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        )
-        self.set_alias(name, CHAMPION, version)
-        return champion.version if champion else None
+        while True:
+            history, current = self._now(name)
+            if current == version:
+                self.get_champion(name)  # an alias that a kill left behind
+                return history[-1].transition
+            if expected is not ANY and current != expected:
+                raise ChampionMoved(
+                    f"The champion of {name!r} is {_words(current)}, not {_words(expected)}; compare version "
+                    f"{version} with it, then `jora promote {version} --expect {current or 'none'}`."
+                )
+            move = Transition(PROMOTE, version, current, "", by, reason, verdict, airflow_run)
+            if done := self._move(name, history, move):
+                return done
 
-    def rollback(self, name: str) -> int:
-        """Make the champion before the current one champion again.
+    def rollback(self, name: str, *, by: str, reason: str) -> Transition:
+        """Make the champion before the current one champion again, with the record of it.
 
         Returns:
-          Its version.
+          The record.
 
         Raises:
           InputError: if there is none before it that still exists.
+          ChampionMoved: if another moved the champion meanwhile; what to go back to is then another question.
         """
+        by, reason = champions.described(by, reason)
         known = {version.version for version in self.versions(name)}
-        history = self._history(name)
-        earlier = [version for version in history[:-1] if version in known]
+        history, current = self._now(name)
+        transitions = [record.transition for record in history]
+        earlier = [each for each in champions.earlier_champions(transitions) if each in known]
         if not earlier:
             raise InputError(
                 f"{name!r} has no earlier champion to go back to; `jora promote` makes a version champion."
             )
-        self.set_alias(name, CHAMPION, earlier[-1])
-        self._write_history(name, earlier)
-        return earlier[-1]
+        done = self._move(name, history, Transition(ROLLBACK, earlier[-1], current, "", by, reason))
+        if done is None:
+            raise ChampionMoved(
+                f"The champion of {name!r} was moved by another just now; look at it, then `jora rollback`."
+            )
+        return done
 
     def download(self, adapter: RegisteredAdapter, folder: Path) -> Path:
         """Fetch a version's PEFT folder into ``folder`` and check it against its digest.
@@ -272,7 +325,7 @@ class Registry:
                 f"Version {adapter.version} of {adapter.name!r} cannot be fetched from the registry "
                 f"({type(error).__name__}); `jora promote` another version."
             ) from None
-        if _content_digest(local) != adapter.digest:
+        if content_digest(local) != adapter.digest:
             raise InputError(
                 f"The files of version {adapter.version} of {adapter.name!r} in the registry are not those "
                 "that were registered; `jora promote` another version."
@@ -287,20 +340,29 @@ class Registry:
         known = ", ".join(str(each.version) for each in versions) or "none"
         raise InputError(f"{name!r} has no version {version} in the registry; its versions: {known}.")
 
-    def _history(self, name: str) -> list[int]:
-        """Champions oldest first, ending with the current one; empty without a champion."""
-        champion = self.get_champion(name)
-        if champion is None:
-            return []
-        text = self._client().get_registered_model(name).tags.get(_CHAMPIONS, "[]")
-        history: list[int] = json.loads(text)
-        while history and history[-1] != champion.version:
-            history.pop()
-        return history or [champion.version]
+    def _history(self, name: str) -> list[Record]:
+        """The records of a line that count, oldest first."""
+        return [] if self._empty() else champions.counted(champions.read(self._client(), name))
 
-    def _write_history(self, name: str, versions: Sequence[int]) -> None:
-        kept = json.dumps(list(versions)[-_CHAMPIONS_KEPT:])
-        self._client().set_registered_model_tag(name, _CHAMPIONS, kept)
+    def _now(self, name: str) -> tuple[list[Record], int | None]:
+        """The history and the champion's version; an alias from before there was a history begins one."""
+        history = self._history(name)
+        if not history and (found := self.get_alias(name, CHAMPION)):
+            move = Transition(
+                PROMOTE, found.version, None, "", "unknown", "champion before records were kept"
+            )
+            self._move(name, history, move)
+            history = self._history(name)
+        current = history[-1].transition.version if history else None
+        return history, current if current is not None and self.get(name, current) else None
+
+    def _move(self, name: str, history: Sequence[Record], move: Transition) -> Transition | None:
+        """Record a move and set the alias; None if another came first."""
+        after = history[-1].number if history else 0
+        mine = Record(0, after, uuid.uuid4().hex, move)
+        won = champions.write(self._client(), name, mine)
+        self.get_champion(name)
+        return won.transition if won.claim == mine.claim else None
 
     @property
     def _remedy(self) -> str:
@@ -352,16 +414,5 @@ class Registry:
                 raise
 
 
-def _adapter(version: Any) -> RegisteredAdapter:
-    return RegisteredAdapter(version.name, int(version.version), dict(version.tags), version.source)
-
-
-def _content_digest(folder: Path) -> str:
-    """The digest that the artifact store gave this folder's content."""
-    return digest_json(
-        {
-            file.relative_to(folder).as_posix(): digest_file(file)
-            for file in sorted(folder.rglob("*"))
-            if file.is_file() and file.name != MANIFEST
-        }
-    )
+def _words(version: int | None) -> str:
+    return "none" if version is None else f"version {version}"

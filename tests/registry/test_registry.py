@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import json
 import os
 import resource
 import shutil
@@ -17,34 +16,15 @@ from pathlib import Path
 
 import pytest
 
-from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.errors import InputError
-from jora_tasks.registry import COMPARED_WITH, DIGEST, EVALUATION, KEY, Registry
+from jora_tasks.registry import COMPARED_WITH, DIGEST, Registry
+from tests.registry.registering import make_adapter, register
 
 
 @pytest.fixture
 def store(registry_store: ArtifactStore) -> ArtifactStore:
     return registry_store
-
-
-def make_adapter(store: ArtifactStore, seed: int) -> Artifact:
-    def write(folder: Path) -> dict[str, int]:
-        (folder / "adapter_config.json").write_text(json.dumps({"r": seed}))
-        (folder / "README.md").write_text("# Card\n")
-        return {"steps": 1}
-
-    return store.build("adapter", version=1, settings={"seed": seed}, inputs={}, write=write)
-
-
-def register(registry: Registry, adapter: Artifact, evaluation: str = "sha256:e", **tags: str) -> int:
-    return registry.register(
-        adapter.path,
-        "documents",
-        metrics={"exact_match": 0.5},
-        tags={DIGEST: adapter.digest, KEY: adapter.key, EVALUATION: evaluation, **tags},
-        params={"training.seed": "0"},
-        description="a test",
-    )
 
 
 def test_nothing_registered_needs_no_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,75 +244,17 @@ def test_download_gives_the_registered_files_or_refuses(store: ArtifactStore, tm
         registry.download(registered, tmp_path / "c")
 
 
-def test_promotion_and_rollback_walk_the_history(store: ArtifactStore) -> None:
-    registry = Registry(store.home)
-    for seed in (1, 2, 3):
-        register(registry, make_adapter(store, seed))
-
-    def champion() -> int:
-        found = registry.get_champion("documents")
-        assert found is not None
-        return found.version
-
-    assert registry.get_champion("documents") is None
-    assert registry.promote("documents", 1) is None
-    with pytest.raises(InputError, match="no earlier champion"):
-        registry.rollback("documents")
-    assert registry.promote("documents", 2) == 1
-    assert registry.promote("documents", 2) == 2
-    assert registry.promote("documents", 3) == 2
-    assert champion() == 3
-    assert registry.rollback("documents") == 2 == champion()
-    assert registry.rollback("documents") == 1 == champion()
-    with pytest.raises(InputError, match="no earlier champion"):
-        registry.rollback("documents")
-    assert registry.promote("documents", 3) == 1
-    assert registry.rollback("documents") == 1 == champion()
-    with pytest.raises(InputError, match=r"no version 9 .* 1, 2, 3"):
-        registry.promote("documents", 9)
-    with pytest.raises(InputError, match="no earlier champion"):
-        registry.rollback("others")
-
-
-def test_rollback_skips_versions_that_are_gone(store: ArtifactStore) -> None:
-    registry = Registry(store.home)
-    for seed in (1, 2, 3):
-        register(registry, make_adapter(store, seed))
-        registry.promote("documents", seed)
-    registry._client().delete_model_version("documents", "2")
-    assert registry.rollback("documents") == 1
-
-
-def test_a_kill_inside_promote_does_not_spoil_the_history(
-    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    registry = Registry(store.home)
-    for seed in (1, 2, 3):
-        register(registry, make_adapter(store, seed))
-    registry.promote("documents", 1)
-    registry.promote("documents", 2)
-    with monkeypatch.context() as patch:
-
-        def killed(*_: object) -> None:
-            raise KeyboardInterrupt
-
-        patch.setattr(registry, "set_alias", killed)
-        with pytest.raises(KeyboardInterrupt):
-            registry.promote("documents", 3)
-    assert registry.rollback("documents") == 1
-
-
 def test_rival_is_the_champion_or_what_the_champion_beat(store: ArtifactStore) -> None:
     registry = Registry(store.home)
     first, second = make_adapter(store, 1), make_adapter(store, 2)
     assert registry.rival("documents", first.digest) is None
     register(registry, first)
-    registry.promote("documents", 1)
+    registry.promote("documents", 1, by="tests", reason="to see")
     assert registry.rival("documents", first.digest) is None
     rival = registry.rival("documents", second.digest)
     assert rival is not None and rival.version == 1
     register(registry, second, **{COMPARED_WITH: "1"})
-    registry.promote("documents", 2)
+    registry.promote("documents", 2, by="tests", reason="to see")
     rival = registry.rival("documents", second.digest)
     assert rival is not None and rival.version == 1
     rival = registry.rival("documents", first.digest)

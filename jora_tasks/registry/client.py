@@ -26,6 +26,10 @@ SQLITE = "sqlite:///"
 # many seconds, and tries again so often; MLflow's own values take minutes to find out that none is there.
 _FIRST_CONTACT = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 
+# What MLflow answers where another process wrote the same rows at the same time; so often is it tried again.
+CONTENDED = ("BAD_REQUEST", "INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+TRIES, PAUSE_SECONDS = 8, 0.1
+
 
 def database_file(address: str) -> Path | None:
     """The file of a SQLite address, or None for a server."""
