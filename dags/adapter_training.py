@@ -1,9 +1,10 @@
-"""Index → contexts → prompts → adapter → evaluation → verdict → registered, on each index or by hand."""
+"""Index → contexts → prompts → adapter → evaluation → verdict → registered → champion, or by hand."""
 
 from datetime import timedelta
 
 from airflow.sdk import dag
 
+from jora_tasks.airflow.approval import PromoteOperator, PromotionApproval
 from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS, VERDICT
 from jora_tasks.airflow.detached import DetachedStageOperator
 from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
@@ -57,11 +58,18 @@ def adapter_training():
         inlets=[EVALUATION],
         outlets=[VERDICT],
     )
-    StageOperator(
+    register = StageOperator(
         task_id="register",
         stage="register",
         inputs=[train.output, evaluate.output, gate.output],
         inlets=[ADAPTER, EVALUATION, VERDICT],
+    )
+    approval = PromotionApproval(task_id="approval", registration=register.output, inlets=[VERDICT])
+    PromoteOperator(
+        task_id="promote",
+        registration=register.output,
+        approval=approval.output,
+        inlets=[ADAPTER, VERDICT],
     )
 
 

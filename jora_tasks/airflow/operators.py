@@ -124,11 +124,9 @@ class StageOperator(BaseOperator):
         folder = run_folder(home, run.dag_id, run.run_id)
         keys = {result["kind"]: result["key"] for result in self.inputs}
         try:
-            spec = spec_from_params(context["params"], base_spec())
+            spec = run_spec(context)
             if self.event_input and (event := _newest_event(context, self.event_input)):
                 keys[self.event_input.name] = event["key"]
-                # The index is of one line of adapters, and so is what is trained on it.
-                spec = spec.model_copy(update={"name": event["name"]})
         except InputError as error:
             raise BadInput(str(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +146,21 @@ class StageOperator(BaseOperator):
         except BaseException:  # a timeout, say: the child must not outlive its task
             self._child.end()
             raise
+
+
+def run_spec(context: Context, settings: Mapping[str, Any] | None = None) -> RunSpec:
+    """The settings of a DAG run; one that an artifact's event started is of that artifact's line of adapters.
+
+    Args:
+      settings: the values of the form, by default the task's params.
+
+    Raises:
+      InputError: for values that do not go together.
+    """
+    spec = spec_from_params(context["params"] if settings is None else settings, base_spec())
+    events = [_newest_event(context, asset) for asset in context["triggering_asset_events"]]
+    names = [event["name"] for event in events if event]
+    return spec.model_copy(update={"name": names[0]}) if names else spec
 
 
 def stage_environment(home: Path, folder: Path, run: Any) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -38,7 +39,12 @@ def promote(
     name = load_spec(spec, tuple(set_ or ())).name
     registry = Registry(ArtifactStore().home)
     done = registry.promote(
-        name, version, by=actor() if by is None else by, reason=reason, expected=_expected(expect)
+        name,
+        version,
+        by=actor() if by is None else by,
+        reason=reason,
+        expected=_expected(expect),
+        airflow_run=os.environ.get("JORA_AIRFLOW_RUN", ""),
     )
     _show(name, done, as_json)
 

@@ -48,7 +48,7 @@ def returned(run: Any, task_id: str) -> Any:
 def test_the_dags_run_every_stage_once_in_order(dags):
     assert set(dags) == {"document_index", "adapter_training"}
     tasks = [task for dag in (dags["document_index"], dags["adapter_training"]) for task in dag.tasks]
-    assert [task.stage for task in tasks if hasattr(task, "stage")] == list(STAGES)
+    assert [task.stage for task in tasks if hasattr(task, "stage")] == [*STAGES, "promote"]
     assert dags["document_index"].task_dict["index"].upstream_task_ids == {"corpus", "embed"}
     training = dags["adapter_training"]
     assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts"}
@@ -81,7 +81,7 @@ def test_assets_are_files_and_declared_on_both_sides(dags):
     for dag in dags.values():
         for task in dag.tasks:
             assert task.task_id in ("corpus", "shards") or task.inlets
-            assert task.task_id in ("register", "shards", "embed") or task.outlets
+            assert task.task_id in ("register", "approval", "promote", "shards", "embed") or task.outlets
             assert all(asset.uri.startswith("file:///") for asset in (*task.inlets, *task.outlets))
     assert CORPUS.uri.endswith("/artifacts/corpus")
 
