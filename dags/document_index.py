@@ -1,19 +1,23 @@
-"""Documents → index, daily or by hand, embedded in ``index.shards`` tasks. It starts `adapter_training`."""
+"""Documents → index: daily, when they change, or by hand. It starts `adapter_training`."""
 
 from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, chain, dag, task
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, chain, dag, task
 
 from jora_tasks.airflow.assets import CORPUS, INDEX
 from jora_tasks.airflow.failures import RETRY_POLICY
 from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_params
+from jora_tasks.airflow.watching import watched_documents
+
+# No run merely because Airflow was started: without a start date the first is at the next 3:00.
+DAILY = CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=timedelta(0))
+DOCUMENTS = watched_documents()
 
 
 @dag(
-    # No run merely because Airflow was started: without a start date the first is at the next 3:00.
-    schedule=CronTriggerTimetable("0 3 * * *", timezone="UTC", run_immediately=timedelta(0)),
+    schedule=AssetOrTimeSchedule(timetable=DAILY, assets=[DOCUMENTS]) if DOCUMENTS else DAILY,
     catchup=False,
     max_active_runs=1,
     params=spec_params(DOCUMENT_INDEX_SECTIONS, base_spec()),
@@ -23,7 +27,8 @@ from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, base_spec, spec_p
     doc_md=__doc__,
 )
 def document_index():
-    corpus = StageOperator(task_id="corpus", stage="corpus", outlets=[CORPUS])
+    inlets = [DOCUMENTS] if DOCUMENTS else []
+    corpus = StageOperator(task_id="corpus", stage="corpus", inlets=inlets, outlets=[CORPUS])
 
     @task
     def shards(params: dict[str, Any] | None = None) -> list[list[str]]:

@@ -67,6 +67,18 @@ def remote_files(
         yield files
 
 
+def remote_listing(url: str) -> dict[str, str]:
+    """The documents behind a URL, none of them fetched: name → what tells one version from another.
+
+    Raises:
+      InputError: if the URL cannot be opened or does not exist.
+      RunStopped: if its file system fails.
+    """
+    system, root = _open(url)
+    with _explained(url):
+        return {each.name: each.version or str(each.size) for each in _found(system, root)}
+
+
 @dataclass(frozen=True)
 class _Remote:
     path: str
