@@ -16,6 +16,7 @@ from jora_tasks.artifacts import (
     ArtifactStore,
     Source,
     atomic_folder,
+    check_copy,
     check_unused,
     digest_file,
     digest_folder,
@@ -65,6 +66,7 @@ def found(given: str, store: ArtifactStore, line: str) -> Iterator[Adapter]:
     elif folder.is_dir() and folder.resolve().parent != store.home / "artifacts" / KIND:
         if not (folder / CONFIG).is_file():
             raise InputError(f"{folder} has no {CONFIG}; give a PEFT folder or the key of an adapter.")
+        check_copy(folder)
         yield Adapter(folder, folder.resolve().name, digest_folder(folder))
     else:
         artifact = store.get(KIND, folder.name if folder.is_dir() else given)

@@ -223,7 +223,7 @@ class ArtifactStore:
             "settings": dict(settings),
             "inputs": {role: value.digest for role, value in inputs.items()},
         }
-        return digest_json(identity).removeprefix("sha256:")[:16]
+        return _key(identity)
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key (or unambiguous start of a key).
@@ -315,14 +315,50 @@ def _verified(path: Path) -> Artifact | None:
     """The artifact if its manifest is whole and all its files have the digests in it, else None."""
     try:
         manifest = _MANIFESTS.validate_json((path / MANIFEST).read_bytes())
-        whole = (
-            (manifest["kind"], manifest["key"]) == (path.parent.name, path.name)
-            and manifest["digest"] == digest_json(manifest["files"])
-            and all(digest_file(path / name) == digest for name, digest in manifest["files"].items())
-        )
     except (OSError, ValueError):
         return None
-    return Artifact(path, manifest, reused=True) if whole else None
+    in_place = (manifest["kind"], manifest["key"]) == (path.parent.name, path.name)
+    return Artifact(path, manifest, reused=True) if in_place and _is_whole(path, manifest) else None
+
+
+def _is_whole(folder: Path, manifest: Manifest) -> bool:
+    """Whether the files are those of the manifest, and its key is that of what it says made them."""
+    identity = {
+        "kind": manifest["kind"],
+        "version": manifest["stage_version"],
+        "settings": manifest["settings"],
+        "inputs": {role: reference["digest"] for role, reference in manifest["inputs"].items()},
+    }
+    try:
+        return (
+            manifest["key"] == _key(identity)
+            and manifest["digest"] == digest_json(manifest["files"])
+            and all(digest_file(folder / name) == digest for name, digest in manifest["files"].items())
+        )
+    except OSError:
+        return False
+
+
+def _key(identity: Mapping[str, Any]) -> str:
+    return digest_json(identity).removeprefix("sha256:")[:16]
+
+
+def check_copy(folder: Path) -> None:
+    """See that a folder copied from a home still has what its manifest says; one without has nothing to say.
+
+    Raises:
+      InputError: naming the folder.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        whole = _is_whole(folder, _MANIFESTS.validate_json((folder / MANIFEST).read_bytes()))
+    except ValueError:
+        whole = False
+    if not whole:
+        raise InputError(
+            f"{folder} does not match its manifest: a file is missing or altered; copy or make it again."
+        )
 
 
 def check_unused(output: Path) -> None:

@@ -23,6 +23,7 @@ from jora_tasks.commands.ask import ask
 from jora_tasks.commands.champion import promote, rollback
 from jora_tasks.commands.embed import embed
 from jora_tasks.commands.explain import explain, show_explanation
+from jora_tasks.commands.lineage import lineage
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.commands.questions import questions
 from jora_tasks.commands.watching import shown_events, shown_progress
@@ -251,20 +252,7 @@ def down(as_json: JsonOption = False) -> None:
         console.print("Airflow stopped" if stopped else "No Airflow was running")
 
 
-@app.command()
-def lineage(
-    adapter: Annotated[str, typer.Argument(help="Key of the adapter, or the start of it.")],
-    as_json: JsonOption = False,
-) -> None:
-    """Show everything that made an adapter, down to the documents."""
-    from jora_tasks.lineage import render, trace
-
-    store = ArtifactStore()
-    tree = trace(store, store.get("adapter", adapter))
-    if as_json:
-        print(json.dumps(tree), flush=True)
-    else:
-        console.print(render(tree))
+app.command()(lineage)
 
 
 AdapterArgument = Annotated[

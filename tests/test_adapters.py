@@ -196,3 +196,59 @@ def test_the_commands_print_json_and_leave_one_sentence(
     assert (again.returncode, again.stdout, again.stderr.count("\n")) == (2, "", 1)
     out = jora("export", adapter.key, "--output", str(tmp_path / "peft"))
     assert out.returncode == 0 and str(tmp_path / "peft") in out.stdout
+
+
+def flip(file: Path) -> None:
+    """Alter one byte."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "adapter_config.json", "README.md", "manifest.json"]
+)
+def test_one_altered_byte_of_a_registered_adapter_is_found_wherever_it_is_loaded(
+    name: str, registry_store: ArtifactStore, adapter: Artifact, base: Path, tmp_path: Path
+) -> None:
+    from jora_tasks.asking import _served
+    from jora_tasks.spec import RunSpec
+    from jora_tasks.stages.evaluate import _fetch_adapter
+
+    store, registry = registry_store, Registry(registry_store.home)
+    tags = {DIGEST: adapter.digest, KEY: adapter.key}
+    version = registry.register(adapter.path, "documents", metrics={}, tags=tags, params={})
+    registry.promote("documents", version, by="tests", reason="to load it")
+    champion = registry.get_champion("documents")
+    assert champion is not None
+    kept = next((store.home / "mlflow" / "artifacts").rglob("adapter_config.json")).parent
+    out = tmp_path / "out"
+
+    def export(given: str) -> None:
+        export_adapter(given, out, store, "documents")
+
+    def merge(given: str) -> None:
+        merge_into_base(given, out, store, "documents", Progress(), base=str(base))
+
+    def serve(given: str) -> None:
+        with _served(given, RunSpec(), store):
+            pass
+
+    flip(kept / name)
+    for load in (export, merge, serve):
+        with pytest.raises(
+            InputError, match=r"^The files of version 1 .* are not those that were registered"
+        ):
+            load("champion")
+        with pytest.raises(InputError, match="does not match its manifest"):
+            load(str(kept))
+    # the home's own copy is whole, and it is what a champion answers with
+    assert _fetch_adapter(champion, store, registry, tmp_path / "a") == adapter.path
+    flip(adapter.file(name))
+    with pytest.raises(InputError, match="are not those that were registered"):
+        _fetch_adapter(champion, store, registry, tmp_path / "b")
+    for load in (export, merge, serve):
+        for given in (adapter.key, str(adapter.path)):
+            with pytest.raises(InputError, match="does not match its manifest"):
+                load(given)
+    assert not out.exists()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -14,17 +12,8 @@ from typing import TYPE_CHECKING, Any
 from jora_tasks.errors import InputError
 from jora_tasks.registry import champions
 from jora_tasks.registry.champions import ANY, PROMOTE, ROLLBACK, ChampionMoved, Record, Transition
-from jora_tasks.registry.client import (
-    CONTENDED,
-    PAUSE_SECONDS,
-    SQLITE,
-    TRIES,
-    check_address,
-    contact,
-    database_file,
-    is_made,
-    make_database,
-)
+from jora_tasks.registry.client import CONTENDED, PAUSE_SECONDS, TRIES
+from jora_tasks.registry.connection import Connection
 from jora_tasks.registry.curves import Curves
 from jora_tasks.registry.versions import (
     CHAMPION,
@@ -32,11 +21,12 @@ from jora_tasks.registry.versions import (
     EVALUATION,
     KEY,
     RegisteredAdapter,
-    content_digest,
+    fetch,
+    manifest_tag,
 )
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    pass
 
 ADAPTER_FOLDER, REPORT_FOLDER = "adapter", "report"
 # MLflow's limits on the length of values.
@@ -44,28 +34,8 @@ _LONGEST_PARAM, _LONGEST_TAG = 6000, 5000
 _BEFORE = "it was champion before records were kept"
 
 
-class Registry:
-    """The adapters registered in a home, or on the server that ``$MLFLOW_TRACKING_URI`` names.
-
-    Raises:
-      InputError: if that is no address of a server or database; by every method at its first contact
-        if nothing answers there.
-    """
-
-    def __init__(self, home: Path) -> None:
-        self._folder = home / "mlflow"
-        self._lock = home / "locks" / "mlflow"
-        self._server = os.environ.get("MLFLOW_TRACKING_URI", "")
-        for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-            check_address(variable, os.environ.get(variable, ""))
-        # Where versions are, if apart from runs; MLflow's setting too.
-        self._models = os.environ.get("MLFLOW_REGISTRY_URI") or self.location
-        self._opened: MlflowClient | None = None
-
-    @property
-    def location(self) -> str:
-        """Where the registry is: MLflow's tracking URI."""
-        return self._server or f"{SQLITE}{self._folder / 'mlflow.db'}"
+class Registry(Connection):
+    """The adapters registered in a home, or on a server; see `Connection`."""
 
     def register(
         self,
@@ -84,7 +54,8 @@ class Registry:
           folder: PEFT folder; all its files are copied.
           name: of the registered model; made if new.
           metrics: figures of the MLflow run.
-          tags: of the run and of the version, among them `DIGEST` and `EVALUATION`.
+          tags: of the run and of the version, among them `DIGEST` and `EVALUATION`; the digest of the
+            folder's manifest is added.
           params: settings of the run, flat.
           reports: further files to keep beside the adapter.
           description: of the version, a sentence.
@@ -96,6 +67,7 @@ class Registry:
 
         client = self._client()
         self._ensure_model(name)
+        tags = {**tags, **manifest_tag(folder)}
         run = client.create_run(self._experiment(name), run_name=f"{name} {tags.get(KEY, '')}".strip())
         run_id = run.info.run_id
         try:
@@ -304,33 +276,9 @@ class Registry:
         return done
 
     def download(self, adapter: RegisteredAdapter, folder: Path) -> Path:
-        """Fetch a version's PEFT folder into ``folder`` and check it against its digest.
-
-        Raises:
-          InputError: if the registry no longer has it, or has other content.
-        """
-        from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
-
-        folder.mkdir(parents=True, exist_ok=True)
+        """Fetch a version's PEFT folder into ``folder`` and check it against its digest; see `fetch`."""
         self._client()
-        try:
-            local = Path(
-                download_artifacts(
-                    artifact_uri=adapter.source, dst_path=str(folder), tracking_uri=self.location
-                )
-            )
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"Version {adapter.version} of {adapter.name!r} cannot be fetched from the registry "
-                f"({type(error).__name__}); `jora promote` another version."
-            ) from None
-        if content_digest(local) != adapter.digest:
-            raise InputError(
-                f"The files of version {adapter.version} of {adapter.name!r} in the registry are not those "
-                "that were registered; `jora promote` another version."
-            )
-        return local
+        return fetch(adapter, folder, self.location)
 
     def _existing(self, name: str, version: int) -> RegisteredAdapter:
         versions = self.versions(name)
@@ -363,46 +311,6 @@ class Registry:
         won = champions.write(self._client(), name, mine)
         self.get_champion(name)
         return won.transition if won.claim == mine.claim else None
-
-    @property
-    def _remedy(self) -> str:
-        if self._server:
-            return "start the server that MLFLOW_TRACKING_URI names, correct it or unset it"
-        return "make room for the database, restore it or move it away"
-
-    def _empty(self) -> bool:
-        """Whether nothing was ever registered here; spares MLflow's import and the making of a database."""
-        database = database_file(self._models)
-        return database is not None and not is_made(database)
-
-    def _client(self) -> MlflowClient:
-        if self._opened is None:
-            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-            import mlflow  # noqa: F401 (sets the levels that are changed here)
-
-            for logger in ("mlflow", "alembic"):
-                logging.getLogger(logger).setLevel(logging.WARNING)
-            for address in dict.fromkeys((self.location, self._models)):
-                make_database(address, self._lock, self._remedy)
-            self._opened = contact(self.location, self._models, self._remedy)
-        return self._opened
-
-    def _experiment(self, name: str) -> str:
-        from mlflow.exceptions import MlflowException
-
-        client = self._client()
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return experiment.experiment_id
-        database = database_file(self.location)  # files lie beside it; MLflow would take the current folder
-        artifacts = (database.resolve().parent / "artifacts").as_uri() if database else None
-        try:
-            return client.create_experiment(name, artifact_location=artifacts)
-        except MlflowException as error:
-            experiment = client.get_experiment_by_name(name)  # another process was faster
-            if experiment is None or error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            return experiment.experiment_id
 
     def _ensure_model(self, name: str) -> None:
         from mlflow.exceptions import MlflowException

@@ -15,6 +15,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.evaluation.gate import CHAMPION_UNCHANGED, champion_unchanged, verdict
 from jora_tasks.evaluation.summary import ADAPTER, BASE
 from jora_tasks.progress import Progress
+from jora_tasks.provenance import sign_adapter
 from jora_tasks.registry import (
     BASE_MODEL,
     CANDIDATE,
@@ -72,8 +73,11 @@ def register_adapter(
     still the one that it was compared with, and it was not champion before: a champion that people rolled
     back stays back.
 
+    By option the statement over the adapter is signed, and kept beside the version and in the home.
+
     Raises:
-      InputError: if the evaluation is of another adapter, or the verdict on another evaluation.
+      InputError: if the evaluation is of another adapter, or the verdict on another evaluation; if the key to
+        sign with is none.
     """
     _check_trio(adapter, evaluation, judgement)
     registry = Registry(store.home)
@@ -81,6 +85,7 @@ def register_adapter(
     before = registry.get_champion(spec.name)
     judged = _judge_now(judgement, registry.rival(spec.name, adapter.digest))
 
+    signed = sign_adapter(store, adapter)
     found = registry.find_version(spec.name, adapter.digest, evaluation.digest)
     if found is None:
         progress("register", done=0, total=1, unit="versions")
@@ -93,6 +98,7 @@ def register_adapter(
             reports=[
                 *(evaluation.file(name) for name in ("report.json", "report.html")),
                 *(judgement.file(name) for name in (VERDICT, PAGE)),
+                *([signed] if signed else []),
             ],
             description=_describe(report),
         )

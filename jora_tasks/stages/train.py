@@ -16,6 +16,7 @@ from jora_tasks.artifacts import (
     Input,
     Source,
     Write,
+    check_copy,
     digest_file,
     digest_json,
     run_name,
@@ -145,6 +146,7 @@ def _start(folder: Path, store: ArtifactStore) -> Input:
     files = [folder / name for name in ("adapter_config.json", "adapter_model.safetensors")]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"lora.init_from: {missing[0]} is missing; give the folder of a PEFT adapter.")
+    check_copy(folder)
     return Source(KIND, folder.name, digest_json({file.name: digest_file(file) for file in files}))
 
 

@@ -12,6 +12,7 @@ import pytest
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
+from jora_tasks.provenance import SIGNING_KEY, statement_file, verify
 from jora_tasks.registry import DIGEST, EVALUATION, Registry
 from jora_tasks.spec import RegistryConfig, RunSpec, parse_spec
 from jora_tasks.stages import register
@@ -287,3 +288,24 @@ def test_another_became_champion_while_this_one_was_registered(
     late = registered(store, adapter)
     assert (late.version, late.alias, champion(store)) == (2, "candidate", 1)
     assert failed(late) == ["champion_unchanged"]
+
+
+def test_a_signed_statement_lies_beside_the_version_and_in_the_home(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.test_provenance import SECRET, write_keys
+
+    private, public = write_keys(tmp_path, "signer", SECRET)
+    adapter = make_adapter(store, 1)
+    monkeypatch.setenv(SIGNING_KEY, str(public))
+    with pytest.raises(InputError, match="no private Ed25519 key"):
+        registered(store, adapter)
+    assert Registry(store.home).versions("handbook") == []
+    monkeypatch.setenv(SIGNING_KEY, str(private))
+    registered(store, adapter)
+    assert [link.state for link in verify(store, adapter.key, public)] == ["ok", "ok", "ok"]
+    (beside,) = (store.home / "mlflow" / "artifacts").rglob(statement_file(store, adapter.key).name)
+    assert beside.read_bytes() == statement_file(store, adapter.key).read_bytes()
+    written = [file.read_bytes() for file in store.home.rglob("*") if file.is_file()]
+    secret = private.read_bytes().splitlines()[1]
+    assert not [content for content in written if secret in content or SECRET in content]

@@ -106,6 +106,11 @@ def test_an_adapter_to_go_on_from_is_an_input(base, store, tmp_path):
     assert third.manifest["inputs"]["start"]["name"] == "a"
     with pytest.raises(InputError, match=r"lora\.init_from: .*adapter_config\.json is missing"):
         train_adapter(further(tmp_path), prompts, store, Progress())
+    for folder in (tmp_path / "a", first.path):
+        file = folder / "adapter_model.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
+        with pytest.raises(InputError, match="does not match its manifest: a file is missing or altered"):
+            train_adapter(further(folder), prompts, store, Progress())
 
 
 class Interrupt:
