@@ -15,7 +15,6 @@ from airflow.sdk.module_loading import import_string
 from jora_tasks.airflow.watching import DocumentsTrigger, told_file, watched_documents
 from retrieval.snapshot import snapshot
 
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -127,7 +126,7 @@ def test_documents_are_watched_where_a_spec_names_them(airflow_db, tmp_path: Pat
     assert bag.import_errors == {}
     schedule = bag.dags["document_index"].timetable
     assert {each.uri for each in schedule.asset_condition.objects} == {folder.as_uri()}
-    assert "0 3 * * *" in schedule.summary
+    assert schedule.timetable.expression == "0 3 * * *"
     monkeypatch.setenv("JORA_WATCH_SECONDS", "0")
     assert watched_documents() is None
 
