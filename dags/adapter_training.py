@@ -1,24 +1,23 @@
 """Index → contexts → prompts → adapter → evaluation → verdict → registered → champion, or by hand."""
 
-from datetime import timedelta
-
 from airflow.sdk import dag
 
+from jora_tasks.airflow import notices
 from jora_tasks.airflow.approval import PromoteOperator, PromotionApproval
 from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS, VERDICT
 from jora_tasks.airflow.detached import DetachedStageOperator
 from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
-from jora_tasks.airflow.failures import RETRY_POLICY
-from jora_tasks.airflow.operators import StageOperator
-from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec_params
+from jora_tasks.airflow.operators import TASK_DEFAULTS, StageOperator
+from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, form_spec, spec_params
 
 
 @dag(
     schedule=[INDEX],
     catchup=False,
     max_active_runs=1,
-    params=spec_params(ADAPTER_TRAINING_SECTIONS, base_spec()),
-    default_args={"retries": 2, "retry_delay": timedelta(seconds=10), "retry_policy": RETRY_POLICY},
+    params=spec_params(ADAPTER_TRAINING_SECTIONS, form_spec("adapter_training")),
+    default_args=TASK_DEFAULTS,
+    deadline=notices.deadline(),
     tags=["jora"],
     description=__doc__,
     doc_md=__doc__,
@@ -63,6 +62,7 @@ def adapter_training():
         stage="register",
         inputs=[train.output, evaluate.output, gate.output],
         inlets=[ADAPTER, EVALUATION, VERDICT],
+        ends_well=True,
     )
     approval = PromotionApproval(task_id="approval", registration=register.output, inlets=[VERDICT])
     PromoteOperator(

@@ -44,9 +44,7 @@ class PromotionApproval(ApprovalOperator):
             )
         self.subject = f"Make {told['name']} version {told['version']} the champion?"
         self.body = question(told)
-        settings = {name: value for name, value in context["params"].items() if name != _REASON}
-        hours = run_spec(context, settings).registry.approval_hours
-        self.response_timeout = timedelta(hours=hours)
+        self.response_timeout = timedelta(hours=run_spec(context).registry.approval_hours)
         return super().execute(context)
 
 

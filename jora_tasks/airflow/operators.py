@@ -10,16 +10,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from airflow.sdk import Asset, BaseOperator, Context
 
+from jora_tasks.airflow import notices
 from jora_tasks.airflow.assets import event_extra
 from jora_tasks.airflow.child import Child, Outcome
-from jora_tasks.airflow.failures import BadInput, StageCancelled, failure, last_json
+from jora_tasks.airflow.failures import RETRY_POLICY, BadInput, StageCancelled, failure, last_json
 from jora_tasks.airflow.params import base_spec, spec_from_params
-from jora_tasks.airflow.runs import progress_file, run_folder, spec_file
+from jora_tasks.airflow.runs import good_spec_file, progress_file, run_folder, spec_file
 from jora_tasks.artifacts import jora_home, write_text
 from jora_tasks.errors import InputError
 from jora_tasks.spec import RunSpec, dump_spec
@@ -28,6 +30,12 @@ from jora_tasks.trainer.lease import WAIT
 # The pool makes runs of one Airflow take turns; of what else may hold a device, a task waits for the end.
 DEVICE_WAIT_SECONDS = 24 * 3600
 COMMAND = (sys.executable, "-m", "jora_tasks.cli")
+TASK_DEFAULTS: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay": timedelta(seconds=10),
+    "retry_policy": RETRY_POLICY,
+    "on_failure_callback": notices.failed,
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class StageOperator(BaseOperator):
         the name of the line of adapters; without an event the command takes the latest.
       arguments: further options of the command; what a mapped task is mapped over.
       command: what to run; the stage and its options are added.
+      ends_well: whether a run that came past this task is a good one, whose settings the form offers next.
 
     Returns:
       The command's JSON object: stage, state, kind, key, digest, path, counts, seconds; of a
@@ -77,10 +86,12 @@ class StageOperator(BaseOperator):
         event_input: Asset | None = None,
         arguments: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
+        ends_well: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
+        self.ends_well = ends_well
         self.inputs = list(inputs)
         self.event_input = event_input
         self.arguments = arguments
@@ -99,6 +110,8 @@ class StageOperator(BaseOperator):
         if error := failure(self.stage, outcome):
             raise error
         result = last_json(outcome.stdout, self.stage)
+        if self.ends_well:
+            keep_form(call.spec, context["dag_run"])
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = event_extra(call.spec.name, result)
@@ -148,24 +161,33 @@ class StageOperator(BaseOperator):
             raise
 
 
-def run_spec(context: Context, settings: Mapping[str, Any] | None = None) -> RunSpec:
-    """The settings of a DAG run; one that an artifact's event started is of that artifact's line of adapters.
+def run_spec(context: Context) -> RunSpec:
+    """The settings of a DAG run: those of the spec file with what the run's conf says otherwise.
 
-    Args:
-      settings: the values of the form, by default the task's params.
+    The form sends all it shows. A run on schedule or by an event has no conf, so what the form begins with
+    does not reach it. One that an artifact's event started is of that artifact's line of adapters.
 
     Raises:
       InputError: for values that do not go together.
     """
-    spec = spec_from_params(context["params"] if settings is None else settings, base_spec())
+    spec = spec_from_params(context["dag_run"].conf or {}, base_spec())
     events = [_newest_event(context, asset) for asset in context["triggering_asset_events"]]
     names = [event["name"] for event in events if event]
     return spec.model_copy(update={"name": names[0]}) if names else spec
 
 
+def keep_form(spec: RunSpec, run: Any) -> None:
+    """Keep the settings of a run that someone started with a form, for the next form to begin with."""
+    if run.conf:
+        file = good_spec_file(jora_home(), run.dag_id)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, dump_spec(spec))
+
+
 def stage_environment(home: Path, folder: Path, run: Any) -> dict[str, str]:
-    """This process's without Airflow's own settings, some of which are secrets."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
+    """This process's without Airflow's own settings and the webhook's address, some of which are secrets."""
+    others = ("AIRFLOW", notices.NOTIFY)
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     return inherited | {
         "JORA_HOME": str(home),
         "JORA_PROGRESS": str(progress_file(folder)),

@@ -15,6 +15,8 @@ from typing import Any
 
 from airflow.sdk import Param
 
+from jora_tasks.airflow.runs import good_spec_file
+from jora_tasks.artifacts import jora_home
 from jora_tasks.errors import InputError
 from jora_tasks.spec import (
     ALL_LINEAR,
@@ -94,6 +96,23 @@ def base_spec() -> RunSpec:
       InputError: for a missing or malformed file.
     """
     return load_spec(os.environ.get(SPEC_VARIABLE) or None)
+
+
+def form_spec(dag_id: str) -> RunSpec:
+    """What the form of a DAG begins with: the settings of its last good run by hand, else the spec file's.
+
+    The spec file's, too, where it is newer, so that an edit of it is seen.
+
+    Raises:
+      InputError: for a missing or malformed spec file.
+    """
+    base, good = base_spec(), good_spec_file(jora_home(), dag_id)
+    spec = os.environ.get(SPEC_VARIABLE)
+    try:
+        newer = spec is not None and Path(spec).stat().st_mtime >= good.stat().st_mtime
+        return base if newer else load_spec(good)
+    except (OSError, InputError):  # none yet, or of an older release
+        return base
 
 
 def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:

@@ -24,6 +24,11 @@ def spec_file(folder: Path) -> Path:
     return folder / "spec.yaml"
 
 
+def good_spec_file(home: Path, dag_id: str) -> Path:
+    """The settings of the DAG's last good run among those that someone started with settings of their own."""
+    return home / "runs" / dag_id / "good.yaml"
+
+
 def progress_file(folder: Path) -> Path:
     """JSON lines, one an event, that the run's stages append to as they work."""
     return folder / "progress.jsonl"

@@ -25,10 +25,9 @@ def registration(**changes: Any) -> dict[str, Any]:
     return told | changes
 
 
-def context(**params: Any) -> Any:
+def context(**conf: Any) -> Any:
     return {
-        "dag_run": SimpleNamespace(dag_id="adapter_training", run_id="manual__1"),
-        "params": params,
+        "dag_run": SimpleNamespace(dag_id="adapter_training", run_id="manual__1", conf=conf),
         "triggering_asset_events": {},
         "task_instance": SimpleNamespace(id="00000000-0000-0000-0000-000000000000"),
         "outlet_events": {},

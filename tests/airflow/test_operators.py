@@ -41,10 +41,9 @@ time.sleep(60)
 """
 
 
-def context(params: dict[str, Any] | None = None, events: dict[Any, Any] | None = None) -> Any:
+def context(conf: dict[str, Any] | None = None, events: dict[Any, Any] | None = None) -> Any:
     return {
-        "dag_run": SimpleNamespace(dag_id="adapter_training", run_id="manual__1"),
-        "params": params or {},
+        "dag_run": SimpleNamespace(dag_id="adapter_training", run_id="manual__1", conf=conf or {}),
         "triggering_asset_events": events or {},
         "outlet_events": {INDEX: SimpleNamespace(extra={})},
     }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from jora_tasks.airflow.params import (
     ADAPTER_TRAINING_SECTIONS,
     DOCUMENT_INDEX_SECTIONS,
     base_spec,
+    form_spec,
     settings,
     spec_from_params,
     spec_params,
 )
+from jora_tasks.airflow.runs import good_spec_file
 from jora_tasks.errors import InputError
 from jora_tasks.spec import PROJECTIONS, RunSpec, load_spec
 
@@ -138,6 +141,24 @@ def test_defaults_come_from_the_named_spec(tmp_path: Path, monkeypatch):
     assert defaults["documents.path"] == str(tmp_path / "papers")
     for given, taken in (("other", str(tmp_path / "other")), ("s3://bucket/x", "s3://bucket/x")):
         assert spec_from_params({"documents.path": given}, base_spec()).documents.path == taken
+
+
+def test_the_form_begins_with_the_last_good_run_unless_the_file_is_newer(home, tmp_path: Path, monkeypatch):
+    file, good = tmp_path / "run.yaml", good_spec_file(home, "adapter_training")
+    file.write_text("training: {epochs: 3}\n")
+    monkeypatch.setenv("JORA_SPEC", str(file))
+    assert form_spec("adapter_training").training.epochs == 3
+    good.parent.mkdir(parents=True)
+    good.write_text("training: {epochs: 5}\n")
+    os.utime(file, (1, 1))
+    assert form_spec("adapter_training").training.epochs == 5
+    assert form_spec("document_index").training.epochs == 3
+    assert base_spec().training.epochs == 3  # what a scheduled run takes
+    good.write_text("training: {epochs: no number}\n")
+    assert form_spec("adapter_training").training.epochs == 3
+    good.write_text("training: {epochs: 5}\n")
+    os.utime(good, (0, 0))
+    assert form_spec("adapter_training").training.epochs == 3
 
 
 def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):
