@@ -60,6 +60,11 @@ class AxisRules:
 RULES = AxisRules()
 
 
+def platform(mesh: Mesh | None) -> str:
+    """What the arrays' devices are: "cpu", "gpu" or "tpu"; without a mesh those that JAX takes by default."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes data, fsdp, tensor and sequence over the given devices, by default all of them.
 

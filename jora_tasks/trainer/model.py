@@ -36,7 +36,7 @@ from jora_tasks.trainer.layer import (
     text_lengths,
 )
 from jora_tasks.trainer.lora import DORA, LOW, LoraTree, stacked, trained_whole
-from jora_tasks.trainer.mesh import batch_multiple, constrain
+from jora_tasks.trainer.mesh import batch_multiple, constrain, platform
 from jora_tasks.trainer.parameters import BaseTree
 from jora_tasks.trainer.targets import EMBEDDING, HEAD
 
@@ -49,12 +49,13 @@ KEPT = {
 }
 
 
-def remat_policy(remat: str, long: bool) -> Callable[..., Any]:
+def remat_policy(remat: str, long: bool, on_cpu: bool = False) -> Callable[..., Any]:
     """What the backward pass finds of a layer; the rest it computes again.
 
     ``full``: the layer's input. ``attention``: its output too, which is as small and costs most to make
     again. ``none``: all products of weights. ``offload``: the input, in the host's memory. ``auto``:
-    ``attention``, or ``full`` where rows are ``long``.
+    ``full`` where rows are ``long``, else ``none`` on CPUs, whose arithmetic is scarcer than their memory,
+    and ``attention`` on other devices.
     """
     if remat == "offload":
         return jax.checkpoint_policies.save_and_offload_only_these_names(
@@ -64,7 +65,7 @@ def remat_policy(remat: str, long: bool) -> Callable[..., Any]:
             offload_dst="pinned_host",
         )
     if remat == "auto":
-        remat = "full" if long else "attention"
+        remat = "full" if long else "none" if on_cpu else "attention"
     return jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
 
 
@@ -124,7 +125,7 @@ def hidden_states(
         near_or_far = by_layer(config, local, *tables)
         return layer(x, weights, adapter, key, near_or_far, lambda q, k, v: (mix(q, k, v), None))
 
-    policy = remat_policy(remat, long=in_chunks(tokens.shape[1], mesh))
+    policy = remat_policy(remat, long=in_chunks(tokens.shape[1], mesh), on_cpu=platform(mesh) == "cpu")
     step = jax.checkpoint(step, prevent_cse=False, policy=policy)
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
     x = embed_tokens(config, base, lora, tokens, mesh)

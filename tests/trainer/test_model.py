@@ -133,11 +133,12 @@ def test_remat_changes_no_gradient_and_saves_memory(tiny_model, tokens):
 
         return jax.jit(jax.grad(loss)).lower(model.lora).compile()
 
-    full, none = compiled("attention"), compiled("none")
-    for one, other in zip(*(jax.tree.leaves(run(model.lora)) for run in (full, none)), strict=True):
+    attention, none = compiled("attention"), compiled("none")
+    for one, other in zip(*(jax.tree.leaves(run(model.lora)) for run in (attention, none)), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * (1 + float(jnp.abs(other).max())))
-    used = [run.memory_analysis().temp_size_in_bytes for run in (full, none)]
-    assert used[0] < 0.7 * used[1]
+    used = {run: run.memory_analysis().temp_size_in_bytes for run in (attention, none)}
+    assert used[attention] < 0.7 * used[none]
+    assert compiled("auto").memory_analysis().temp_size_in_bytes == used[none]  # on a CPU
 
 
 def test_decoding_step_by_step_equals_the_whole_row(tiny_model, tokens, relative):
