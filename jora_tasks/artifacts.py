@@ -253,6 +253,10 @@ class ArtifactStore:
         pointer.parent.mkdir(parents=True, exist_ok=True)
         write_text(pointer, artifact.key)
 
+    def given_or_latest(self, name: str, kind: str, key: str | None) -> Artifact:
+        """The artifact of this key; without one, the latest of this name."""
+        return self.get(kind, key) if key else self.latest(name, kind)
+
     def latest(self, name: str, kind: str) -> Artifact:
         """The artifact that runs of this name made or found last.
 

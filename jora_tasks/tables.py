@@ -16,10 +16,17 @@ class TableWriter:
     Use it in a ``with``: the file is a table once the block has ended.
     """
 
-    def __init__(self, path: Path, schema: Any) -> None:
+    def __init__(self, path: Path, schema: Any, group: int = _ROWS) -> None:
+        """Begin a table.
+
+        Args:
+          path: of the file.
+          schema: of its columns, pyarrow's.
+          group: most rows of a row group.
+        """
         import pyarrow.parquet as pq
 
-        self._schema = schema
+        self._schema, self._group = schema, group
         self._writer = pq.ParquetWriter(path, schema)
         self._rows: list[Mapping[str, Any]] = []
         self._bytes = 0
@@ -33,7 +40,7 @@ class TableWriter:
         """
         self._rows.append(row)
         self._bytes += size
-        if len(self._rows) >= _ROWS or self._bytes >= _BYTES:
+        if len(self._rows) >= self._group or self._bytes >= _BYTES:
             self._flush()
 
     def __enter__(self) -> TableWriter:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
 from jora_tasks.errors import InputError
 from retrieval.chunking import Cut
 from retrieval.sqlite import open_cache
+
+T = TypeVar("T")
 
 _AT_ONCE = 500  # keys in one query
 
@@ -51,7 +55,7 @@ class Cache:
 
     def known(self, keys: Collection[bytes]) -> set[bytes]:
         """Those of the keys that have a vector."""
-        return {key for part in _parts(list(keys)) for (key,) in self._select("key", "vectors", part)}
+        return {key for part in parts(keys, _AT_ONCE) for (key,) in self._select("key", "vectors", part)}
 
     def vectors(self, keys: Sequence[bytes], dimension: int) -> np.ndarray:
         """The vectors of these keys, float32 [N, dimension].
@@ -63,7 +67,7 @@ class Cache:
         rows: dict[bytes, list[int]] = {}
         for row, key in enumerate(keys):
             rows.setdefault(key, []).append(row)
-        for part in _parts(list(rows)):
+        for part in parts(list(rows), _AT_ONCE):
             for key, vector in self._select("key, vector", "vectors", part):
                 if len(vector) != 4 * dimension:
                     raise self._altered()
@@ -81,7 +85,7 @@ class Cache:
         """The cuts of those keys that have some, each with the key of its vector."""
         return {
             key: [(Cut(*cut), bytes.fromhex(vector)) for *cut, vector in json.loads(cuts)]
-            for part in _parts(list(keys))
+            for part in parts(keys, _AT_ONCE)
             for key, cuts in self._select("key, cuts", "cuts", part)
         }
 
@@ -121,5 +125,8 @@ class Cache:
         return InputError(f"The cache {self._file} was altered while it was read; delete it and run again.")
 
 
-def _parts(keys: list[bytes]) -> Iterable[list[bytes]]:
-    return (keys[first : first + _AT_ONCE] for first in range(0, len(keys), _AT_ONCE))
+def parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of so many; the last may be shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

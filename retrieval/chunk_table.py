@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import TracebackType
 from typing import Any, overload
 
+from jora_tasks.tables import TableWriter
 from retrieval.chunking import Chunk
 
 ROWS_AT_ONCE = 256  # of a row group: what reading one chunk reads
@@ -33,36 +32,12 @@ def chunk_schema() -> Any:
     )
 
 
-class ChunkWriter:
-    """Writes chunks in the order they come, `ROWS_AT_ONCE` in memory."""
-
-    def __init__(self, file: Path) -> None:
-        import pyarrow.parquet as pq
-
-        self._writer = pq.ParquetWriter(file, chunk_schema())
-        self._rows: list[dict[str, Any]] = []
-
-    def add(self, chunk: Chunk) -> None:
-        row = asdict(chunk)
-        self._rows.append({"chunk_id": row.pop("id"), **row, "metadata": sorted(chunk.metadata.items())})
-        if len(self._rows) == ROWS_AT_ONCE:
-            self._flush()
-
-    def _flush(self) -> None:
-        import pyarrow as pa
-
-        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=chunk_schema()))
-        self._rows = []
-
-    def __enter__(self) -> ChunkWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None and self._rows:
-            self._flush()
-        self._writer.close()
+def write_chunks(file: Path, chunks: Iterable[Chunk]) -> None:
+    """Write chunks in the order they come, `ROWS_AT_ONCE` in memory."""
+    with TableWriter(file, chunk_schema(), ROWS_AT_ONCE) as table:
+        for chunk in chunks:
+            row = {**vars(chunk), "metadata": sorted(chunk.metadata.items())}
+            table.add({"chunk_id": row.pop("id"), **row})
 
 
 class ChunkTable(Sequence[Chunk]):

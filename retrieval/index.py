@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jora_tasks.errors import InputError
-from retrieval.chunk_table import ChunkTable, ChunkWriter
+from retrieval.chunk_table import ChunkTable
 from retrieval.chunking import Chunk
 from retrieval.embedding import EmbedderIdentity
 from retrieval.vectors import FLAT, Built, Rows, build, open_index, search
@@ -21,22 +21,18 @@ if TYPE_CHECKING:
 CHUNKS, VECTORS, EMBEDDER = "chunks.parquet", "index.faiss", "embedder.json"
 
 
-def write_index(
+def write_vectors(
     folder: Path,
-    chunks: Iterable[Chunk],
     rows: Rows,
     identity: EmbedderIdentity,
     kind: str = FLAT,
     recall_target: float = 0.98,
     done: Callable[[int], None] | None = None,
 ) -> Built:
-    """Write the index: row i of the vectors belongs to chunk i. See `retrieval.vectors.build`."""
+    """Write the vectors of an index's chunks in their order. See `retrieval.vectors.build`."""
     import faiss
 
     built = build(rows, identity.dimension, kind, recall_target, name=identity.name, done=done)
-    with ChunkWriter(folder / CHUNKS) as writer:
-        for chunk in chunks:
-            writer.add(chunk)
     faiss.write_index(built.index, str(folder / VECTORS))
     (folder / EMBEDDER).write_text(json.dumps(identity.record(), indent=2) + "\n")
     return built

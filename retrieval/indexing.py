@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from jora_tasks.errors import InputError
-from retrieval.cache import Cache, text_key
+from retrieval.cache import Cache, parts, text_key
 from retrieval.chunking import CHUNKER, Chunk, Cut, cut_document, make_chunk
 from retrieval.documents import Document
 from retrieval.embedding import ONNX_INT8, Embedder, EmbedderIdentity, embedding_text
@@ -71,7 +71,7 @@ class Indexer:
 
     def chunks(self, documents: Iterable[Document]) -> Iterator[tuple[Document, list[tuple[Chunk, bytes]]]]:
         """Each document with its chunks in order, each with the key of its vector."""
-        for part in _parts(documents, _DOCUMENTS_AT_ONCE):
+        for part in parts(documents, _DOCUMENTS_AT_ONCE):
             keys = [self._cut_key(document) for document in part]
             known = self._cache.cuts(keys)
             made = {}
@@ -82,25 +82,27 @@ class Indexer:
             for document, key in zip(part, keys, strict=True):
                 yield document, [(self._chunk(document, cut), vector) for cut, vector in known[key]]
 
-    def embed(self, documents: Iterable[Document], missing: set[bytes], done: Callable[[int], None]) -> None:
-        """Put the missing vectors of the documents' chunks into the cache, batch by batch.
+    def embed(
+        self, chunks: Iterable[tuple[Chunk, bytes]], missing: set[bytes], done: Callable[[int], None]
+    ) -> None:
+        """Put missing vectors into the cache, batch by batch.
 
         Args:
-          documents: all that have a missing one.
+          chunks: with the keys of their vectors; all that have a missing one.
           missing: keys of vectors; emptied.
           done: told how many there are now.
         """
         window: dict[bytes, str] = {}
         count = 0
-        for _, chunks in self.chunks(documents):
-            for chunk, key in chunks:
-                if key in missing:
-                    missing.remove(key)
-                    window[key] = self._text(chunk)
-            if len(window) >= WINDOW:
+        for chunk, key in chunks:
+            if key in missing:
+                missing.remove(key)
+                window[key] = self._text(chunk)
+            if len(window) >= WINDOW or (window and not missing):
                 count = self._embed(window, count, done)
                 window = {}
-        self._embed(window, count, done)
+            if not missing:
+                break
 
     def _embed(self, window: dict[bytes, str], count: int, done: Callable[[int], None]) -> int:
         keys, texts = list(window), list(window.values())
@@ -155,14 +157,3 @@ class CachedRows:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         return self._cache.vectors([self._keys[row] for row in rows], self._dimension)
-
-
-def _parts(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:
-    part: list[Document] = []
-    for document in documents:
-        part.append(document)
-        if len(part) == size:
-            yield part
-            part = []
-    if part:
-        yield part

@@ -10,13 +10,15 @@ import logging
 import sys
 from array import array
 from collections.abc import Iterable
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jora_tasks.errors import InputError
-from retrieval.words import terms
+from retrieval.words import find_words, terms, terms_of
 
 LEXICAL = "lexical"
 
@@ -34,10 +36,13 @@ def write_lexical(folder: Path, texts: Iterable[str]) -> int:
       The number of different terms.
     """
     vocabulary: dict[str, int] = {}
-    # by first appearance: bm25s's own numbering follows the order of a set, another in each process
-    ids = [
-        array("I", (vocabulary.setdefault(term, len(vocabulary)) for term in terms(text))) for text in texts
-    ]
+
+    @cache
+    def ids_of(word: str) -> tuple[int, ...]:
+        # by first appearance: bm25s's own numbering follows the order of a set, another in each process
+        return tuple(vocabulary.setdefault(term, len(vocabulary)) for term in terms_of(word))
+
+    ids = [array("I", chain.from_iterable(map(ids_of, find_words(text)))) for text in texts]
     made = _bm25s().BM25(method="lucene")
     with np.errstate(invalid="ignore"):  # no term at all: the mean length is 0
         made.index((ids, vocabulary), create_empty_token=False, show_progress=False)

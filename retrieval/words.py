@@ -21,7 +21,7 @@ _UNSPACED = regex.compile(
 
 def words(text: str) -> list[str]:
     """The words of a text, case folded and in compatibility form: ``The ﬁle`` → ``the``, ``file``."""
-    return [_folded(word) for word in _WORD.findall(text)]
+    return [_folded(word) for word in find_words(text)]
 
 
 def terms(text: str) -> Iterator[str]:
@@ -32,12 +32,18 @@ def terms(text: str) -> Iterator[str]:
     Japanese, Korean, Thai, Lao, Khmer or Burmese is its pairs of neighbouring characters, as in
     Lucene's CJKAnalyzer. There are no stop words and no stemming, which would be of one language.
     """
-    for word in _WORD.findall(text):
-        yield from _terms_of(word)
+    for word in find_words(text):
+        yield from terms_of(word)
+
+
+def find_words(text: str) -> list[str]:
+    """The words of a text as they stand in it."""
+    return _WORD.findall(text)
 
 
 @lru_cache(maxsize=1 << 17)
-def _terms_of(word: str) -> tuple[str, ...]:
+def terms_of(word: str) -> tuple[str, ...]:
+    """The `terms` of one word."""
     whole = _folded(word)
     if whole.isascii() and whole.isalpha() and (word[1:].islower() or word.isupper() or len(word) == 1):
         return (whole,)

@@ -28,7 +28,7 @@ def embed(
     from jora_tasks.stages.embed import embed_shard
 
     settings, store = load_spec(spec, tuple(set_ or ())), ArtifactStore()
-    taken = store.get("corpus", corpus) if corpus else store.latest(settings.name, "corpus")
+    taken = store.given_or_latest(settings.name, "corpus", corpus)
     started = time.monotonic()
     with shown_progress(as_json) as progress:
         progress("embed")

@@ -61,7 +61,7 @@ def questions(
     from retrieval.index import CHUNKS
 
     settings, store = load_spec(spec, tuple(set_ or ())), ArtifactStore()
-    artifact = store.get("index", index) if index else store.latest(settings.name, "index")
+    artifact = store.given_or_latest(settings.name, "index", index)
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: its folder does not exist; make it, or name another.")
     with (

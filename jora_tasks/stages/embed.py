@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_json
@@ -20,6 +20,7 @@ from jora_tasks.stages.corpus import read_documents
 
 if TYPE_CHECKING:
     from retrieval.cache import Cache
+    from retrieval.chunking import Chunk
     from retrieval.documents import Document
     from retrieval.embedding import Embedder
     from retrieval.indexing import Indexer
@@ -51,11 +52,12 @@ def embed_shard(
 
     with open_indexer(spec, embedder, store) as (indexer, cache):
         keys, documents = [], 0
-        for _, chunks in indexer.chunks(part()):
-            keys += [key for _, key in chunks]
+        for _, made in indexer.chunks(part()):
+            keys += [key for _, key in made]
             documents += 1
             progress("embed", done=documents, unit="documents chunked")
-        embedded = embed_missing(indexer, cache, keys, part, progress, "embed")
+        again = (pair for _, made in indexer.chunks(part()) for pair in made)
+        embedded = embed_missing(indexer, cache, keys, again, progress, "embed")
     return {
         "documents": documents,
         "chunks": len(keys),
@@ -73,22 +75,22 @@ def embed_missing(
     indexer: Indexer,
     cache: Cache,
     keys: Sequence[bytes],
-    documents: Callable[[], Iterable[Document]],
+    chunks: Iterable[tuple[Chunk, bytes]],
     progress: Progress,
     stage: str,
 ) -> int:
     """Embed the texts of these keys that the cache lacks; returns how many there were.
 
     Args:
-      keys: of the documents' chunks.
-      documents: gives the documents once more, if there is anything to embed.
+      keys: of the chunks.
+      chunks: the same with their keys, looked at only if there is anything to embed.
     """
     wanted = set(keys)
     missing = wanted - cache.known(wanted)
     total = len(missing)
     if missing:
         indexer.embed(
-            documents(), missing, lambda done: progress(stage, done=done, total=total, unit="chunks embedded")
+            chunks, missing, lambda done: progress(stage, done=done, total=total, unit="chunks embedded")
         )
     return total
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
@@ -13,7 +13,10 @@ from jora_tasks.spec import RunSpec
 from jora_tasks.stages.corpus import changes, document_digests, read_documents
 from jora_tasks.stages.embed import embed_missing, open_embedder, open_indexer
 
-VERSION = 3
+if TYPE_CHECKING:
+    from retrieval.chunking import Chunk
+
+VERSION = 4
 
 
 def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
@@ -33,8 +36,8 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
     settings = spec.index
 
     def write(target: Path) -> Mapping[str, Any]:
-        from retrieval.chunk_table import ChunkTable
-        from retrieval.index import CHUNKS, write_index
+        from retrieval.chunk_table import ChunkTable, write_chunks
+        from retrieval.index import CHUNKS, write_vectors
         from retrieval.indexing import CachedRows
         from retrieval.lexical import write_lexical
         from retrieval.search import shown_text
@@ -43,31 +46,33 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
         with open_indexer(spec, embedder, store) as (indexer, cache):
             dimension = indexer.identity.dimension
             empty_index(factory_string(settings.type, 0), dimension)  # refused before anything is embedded
-            total, documents, tokens = corpus.counts["documents"], 0, 0
+            documents = corpus.counts["documents"]
             keys: list[bytes] = []
-            for _, made in indexer.chunks(read_documents(corpus)):
-                keys += [key for _, key in made]
-                tokens += sum(chunk.n_tokens for chunk, _ in made)
-                documents += 1
-                progress("index", done=documents, total=total, unit="documents chunked")
-            embedded = embed_missing(indexer, cache, keys, lambda: read_documents(corpus), progress, "index")
 
-            built = write_index(
+            def listed() -> Iterator[Chunk]:
+                for done, (_, made) in enumerate(indexer.chunks(read_documents(corpus)), start=1):
+                    keys.extend(key for _, key in made)
+                    yield from (chunk for chunk, _ in made)
+                    progress("index", done=done, total=documents, unit="documents chunked")
+
+            write_chunks(target / CHUNKS, listed())
+            chunks = ChunkTable(target / CHUNKS)
+            embedded = embed_missing(indexer, cache, keys, zip(chunks, keys, strict=True), progress, "index")
+            built = write_vectors(
                 target,
-                (chunk for _, made in indexer.chunks(read_documents(corpus)) for chunk, _ in made),
                 CachedRows(cache, keys, dimension),
                 indexer.identity,
                 settings.type,
                 settings.recall_target,
                 lambda done: progress("index", done=done, total=len(keys), unit="chunks indexed"),
             )
-            write_lexical(target, map(shown_text, ChunkTable(target / CHUNKS)))
+            write_lexical(target, map(shown_text, chunks))
             cosine = indexer.cosine_to_float32
         return {
             "documents": documents,
             **changes(document_digests(corpus), _indexed_before(spec, store)),
             "chunks": len(keys),
-            "tokens": tokens,
+            "tokens": sum(chunks.columns("n_tokens")["n_tokens"]),
             "dimension": dimension,
             "chunks_embedded": embedded,
             "chunks_reused": len(keys) - embedded,

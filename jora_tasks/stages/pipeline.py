@@ -60,10 +60,7 @@ def run_stage(
     """
     stage = STAGES[name]
     keys = given or {}
-    inputs = {
-        kind: store.get(kind, keys[kind]) if kind in keys else store.latest(spec.name, kind)
-        for kind in stage.inputs
-    }
+    inputs = {kind: store.given_or_latest(spec.name, kind, keys.get(kind)) for kind in stage.inputs}
     module, function = stage.function.split(":")
     run = getattr(importlib.import_module(f"jora_tasks.stages.{module}"), function)
     progress(name)

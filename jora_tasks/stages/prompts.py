@@ -17,6 +17,7 @@ from jora_tasks.prompting.passages import Library, Retrieved, read_question
 from jora_tasks.prompting.tally import Tally
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages.contexts import CONTEXTS
+from jora_tasks.tables import TableWriter
 
 if TYPE_CHECKING:
     from jora_tasks.trainer.data import Conversation
@@ -25,7 +26,7 @@ VERSION = 2
 PROMPTS, OVERLAP = "prompts.parquet", "overlap.jsonl"
 _REPORT_EVERY = 25
 _ROWS_AT_ONCE = 64
-_TOKENS_AT_ONCE = 1_000_000
+_BYTES_A_TOKEN = 8  # about, in a row: its id and its characters
 
 
 def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
@@ -94,9 +95,11 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
                     yield drawn
 
         written = 0
-        for written in _write_rows(rows(), target / PROMPTS):
-            if written % _REPORT_EVERY == 0:
-                progress("prompts", done=written, total=total, unit="prompts")
+        with TableWriter(target / PROMPTS, prompts_schema()) as table:
+            for written, row in enumerate(rows(), start=1):
+                table.add(row, _BYTES_A_TOKEN * len(row["input_ids"]))
+                if written % _REPORT_EVERY == 0:
+                    progress("prompts", done=written, total=total, unit="prompts")
         progress("prompts", done=total, total=total, unit="prompts")
         if lines := overlaps.lines():
             (target / OVERLAP).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -135,22 +138,3 @@ def _questions(file: Path) -> Iterator[Retrieved]:
     with pq.ParquetFile(file) as opened:
         for batch in opened.iter_batches(_ROWS_AT_ONCE):
             yield from map(read_question, batch.to_pylist())
-
-
-def _write_rows(rows: Iterator[Row], file: Path) -> Iterator[int]:
-    """Write rows as they come, in groups bounded by their tokens; yields how many there were so far."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = prompts_schema()
-    waiting: list[Row] = []
-    tokens = 0
-    with pq.ParquetWriter(file, schema) as writer:
-        for number, row in enumerate(rows, start=1):
-            waiting.append(row)
-            tokens += len(row["input_ids"])
-            if tokens >= _TOKENS_AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(waiting, schema=schema))
-                waiting, tokens = [], 0
-            yield number
-        writer.write_table(pa.Table.from_pylist(waiting, schema=schema))

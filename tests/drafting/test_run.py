@@ -6,17 +6,21 @@ from jora_tasks.drafting.drafts import CLOSED_BOOK, DUPLICATE, NOT_IN_CHUNK, WIT
 from jora_tasks.drafting.run import draft_questions
 from jora_tasks.drafting.writers import Failed
 from jora_tasks.errors import InputError, RunStopped
-from retrieval.chunk_table import ChunkTable, ChunkWriter
+from retrieval.chunk_table import ChunkTable, write_chunks
 from retrieval.chunking import Chunk
 from retrieval.questions import read_questions
 
 
 @pytest.fixture
 def chunks(tmp_path):
-    with ChunkWriter(tmp_path / "chunks.parquet") as writer:
-        for i in range(10):
-            text = f"Option {i} is on.\nIts value is v{i}."
-            writer.add(Chunk(f"c{i}", f"d{i}", 0, len(text), "Options", text, 8 if i < 9 else 2))
+    texts = [f"Option {i} is on.\nIts value is v{i}." for i in range(10)]
+    write_chunks(
+        tmp_path / "chunks.parquet",
+        (
+            Chunk(f"c{i}", f"d{i}", 0, len(text), "Options", text, 8 if i < 9 else 2)
+            for i, text in enumerate(texts)
+        ),
+    )
     return ChunkTable(tmp_path / "chunks.parquet")
 
 

@@ -8,8 +8,9 @@ import pytest
 from jora_tasks.errors import InputError
 from retrieval.chunking import Chunk
 from retrieval.embedding import Embedder, EmbedderIdentity, embedding_text
-from retrieval.index import Index, check_embedder, check_identity, read_chunks, write_index
+from retrieval.index import Index, check_embedder, check_identity, read_chunks
 from retrieval.vectors import InMemory
+from tests.retrieval.indexes import write_index
 
 TEXTS = ["the option", "the default of heading", "a much longer text, and the words in it!", "zebra", "0 1 2"]
 IDENTITY = EmbedderIdentity("tiny", "sha256:1", 8, True, 64)

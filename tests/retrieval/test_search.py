@@ -7,11 +7,11 @@ from jora_tasks.errors import InputError
 from jora_tasks.spec import RetrievalConfig
 from retrieval.chunking import Chunk
 from retrieval.fusion import fuse
-from retrieval.index import write_index
 from retrieval.lexical import write_lexical
 from retrieval.reranking import Reranker
 from retrieval.search import Searcher, dense_weight_of, mode_of, shown_text
 from retrieval.vectors import InMemory
+from tests.retrieval.indexes import write_index
 from tests.tiny import write_tiny_reranker
 
 NAMES = [f"{a}_{b}" for a in ("red", "blue", "long", "zero") for b in ("limit", "path", "size", "key")]

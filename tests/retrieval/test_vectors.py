@@ -126,3 +126,12 @@ def test_a_flat_index_and_an_ivf_are_mapped_not_read(tmp_path):
         assert opened.ntotal == 20_000
         del opened
     assert faiss.IO_FLAG_MMAP_IFC
+
+
+def test_new_queries_are_found_as_often_as_the_target_says():
+    vectors, queries = clustered(6000), clustered(7000)[6000:]
+    built = made(vectors, "ivf_flat", 0.9)
+    assert built.recall >= built.recall_bound >= 0.9
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :10]
+    _, found = search(built.index, queries, 10)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)]) >= 0.9
