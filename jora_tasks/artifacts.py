@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,10 @@ class Artifact:
 
     def file(self, name: str) -> Path:
         return self.path / name
+
+    def recounted(self, counts: Mapping[str, Any]) -> Artifact:
+        """The same with counts that are of now; those in its file are of when it was made."""
+        return replace(self, manifest={**self.manifest, "counts": {**self.counts, **counts}})
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jora_tasks.prompting.conversation import served_instruction
 from jora_tasks.prompting.packing import Packer
 from jora_tasks.prompting.passages import Passage
 from jora_tasks.spec import ModelConfig, PromptsConfig, RunSpec
-from jora_tasks.stages.searching import latest_contexts, open_again
+from jora_tasks.stages.searching import check_question, latest_contexts, open_again
 
 # Takes the answer's place while a prompt is packed; the prompt ends where it begins.
 _STAND_IN = "0"
@@ -50,15 +50,15 @@ def ask(question: str, spec: RunSpec, store: ArtifactStore, adapter: str | None)
       adapter: ``champion``, ``candidate``, the start of a key or a PEFT folder; None asks the base.
 
     Returns:
-      A JSON object: question, answer, ``sources`` (number, document_id, start, end, heading, text and
+      A JSON object: question, answer, ``cut`` (``evaluation.max_new_tokens`` allowed no more), ``sources``
+      (number, document_id, start, end, heading, text and
       score, as they stood in the prompt), ``left_out`` for lack of room, adapter, base_model, index,
       ``retriever`` and ``contexts``, the key of those whose settings were taken.
 
     Raises:
       InputError: without an index or such an adapter, or with other models than those of training.
     """
-    if not question.strip():
-        raise InputError("The question is empty; write one in words.")
+    check_question(question)
     index = store.latest(spec.name, "index")
     with _served(adapter, spec, store) as served:
         base_folder = base_model_folder(spec.model.base, store.home)
@@ -86,12 +86,13 @@ def ask(question: str, spec: RunSpec, store: ArtifactStore, adapter: str | None)
         packer = Packer(load_tokenizer(base_folder), served.prompts.token_budget)
         prompt = packer.pack(question, served_instruction(served.prompts), passages, lambda placed: _STAND_IN)
         answerer = Answerer(base_folder, served.model, spec.training.mesh, spec.evaluation, store.home)
-        ((answer, _),) = answerer.answer(
+        ((answer, tokens),) = answerer.answer(
             [prompt.input_ids[: prompt.prompt_length]], served.adapter.folder if served.adapter else None
         )
         return {
             "question": question,
             "answer": answer,
+            "cut": tokens >= spec.evaluation.max_new_tokens,
             "sources": [_source(number, each) for number, each in enumerate(prompt.passages, start=1)],
             "left_out": len(prompt.dropped),
             "adapter": {"name": served.adapter.name, "digest": served.adapter.digest}

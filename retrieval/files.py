@@ -100,7 +100,10 @@ def _local(folder: Path, file: Path) -> SourceFile:
         return SourceFile(
             shown, file, f"{shown} has a path that is not UTF-8; rename the file or its folder."
         )
-    return SourceFile(name, file)
+    if file.is_file():
+        return SourceFile(name, file)
+    what = "a link that leads nowhere" if file.is_symlink() else "no file but a pipe, a socket or a device"
+    return SourceFile(name, file, f"{name} is {what}; remove it or put the document there.")
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -112,7 +115,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (file for name in names if is_document(name) and (file := Path(path, name)).is_file())
+        yield from (Path(path, name) for name in names if is_document(name))
 
 
 def _raise(error: OSError) -> None:

@@ -114,7 +114,9 @@ def _protocols(system: Any) -> tuple[str, ...]:
 
 
 def _found(system: Any, root: str) -> Iterator[_Remote]:
-    entries: Mapping[str, Mapping[str, Any]] = system.find(root, detail=True)
+    entries = dict(_listed(system, root))
+    if not entries and system.isfile(root):
+        entries = {root: system.info(root)}
     prefix = root.rstrip("/") + "/"
     for path, info in entries.items():
         name = path.removeprefix(prefix) if path.startswith(prefix) else path.rpartition("/")[2]
@@ -125,6 +127,29 @@ def _found(system: Any, root: str) -> Iterator[_Remote]:
             info = {**info, **system.info(path)}
             version = _version(info)
         yield _Remote(path, name, info.get("size"), version)
+
+
+def _listed(system: Any, root: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Path and facts of every file below.
+
+    fsspec's own walk leaves out a folder that it cannot list, and its documents would count as removed.
+    """
+    waiting, seen = [root], {root.rstrip("/")}
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = system.ls(folder, detail=True)
+        except FileNotFoundError:
+            if folder == root:
+                raise
+            continue  # a link to nowhere, as web pages have
+        for info in entries:
+            path = info["name"].rstrip("/")
+            if info["type"] != "directory":
+                yield info["name"], info
+            elif path not in seen:
+                seen.add(path)
+                waiting.append(info["name"])
 
 
 def _version(info: Mapping[str, Any]) -> str:

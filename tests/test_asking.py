@@ -82,6 +82,7 @@ def test_a_question_gets_the_sources_and_the_answer_that_evaluation_gave_it(
         assert told["answer"] == predictions(store, "adapter_with_contexts")[row["example_id"]]
         assert told["adapter"]["digest"] == store.latest("tiny", "adapter").digest
         assert told["retriever"]["dense_weight"] == 0.25
+        assert ask(row["question"], changed(spec, "evaluation", max_new_tokens=1), store, CANDIDATE)["cut"]
         alone = ask(row["question"], load_spec(file), store, None)
         assert alone["answer"] == predictions(store, "base_with_contexts")[row["example_id"]]
         assert alone["adapter"] is None
@@ -122,6 +123,7 @@ def test_ask_and_explain_as_commands(
     shown = printed("ask", question, "--adapter", "candidate")
     for source in told["sources"]:
         assert f"[{source['number']}] {source['heading']} ({source['document_id']}" in shown
+    assert ("cut here" in shown) == told["cut"]
     with pytest.raises(InputError, match="'tiny' has no champion in the registry"):
         printed("ask", question)
     explained = json.loads(printed("index", "--explain", question, "--json"))
@@ -148,6 +150,7 @@ def test_nothing_to_ask_yet(home: Path) -> None:
         (("ask", "what?"), "No index yet for 'documents'"),
         (("index", "--explain", "what?"), "No index yet for 'documents'"),
         (("ask", " "), "The question is empty"),
+        (("index", "--explain", ""), "The question is empty"),
         (("ask", "what?", "--base", "--adapter", "x"), "give one of them"),
     ):
         result = jora(*arguments)

@@ -131,6 +131,24 @@ def test_a_malformed_line_of_questions(
     assert "bad.jsonl:2" in said
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("questions.path={none}", "questions.path {none} cannot be read"),
+        ("model.base={none}", "model.base"),
+        ("retrieval.reranker={none}", "retrieval.reranker"),
+        ("index.embedder={none}", "index.embedder"),
+        ("prompts={{mix_path: {none}, mix_fraction: 0.1}}", "none cannot be read"),
+    ],
+)
+def test_what_a_later_stage_reads_is_missed_before_the_first(
+    refused: Callable[..., str], tiny_project: Path, tmp_path: Path, setting: str, named: str
+) -> None:
+    none = tmp_path / "none"
+    said = refused("run", "--spec", tiny_project, "--set", setting.format(none=none))
+    assert named.format(none=none) in said
+
+
 def test_an_index_built_by_another_embedder(
     used_home: Path, refused: Callable[..., str], tiny_project: Path, tmp_path: Path
 ) -> None:

@@ -70,7 +70,12 @@ def test_overrides_are_yaml_values() -> None:
         ("training.lr=1", "training.lr is not a setting"),
         ("lora.r=0", "lora.r"),
         ("lora.target_modules=[query]", "query"),
-        ("name=Not A Name", "name"),
+        ("name=Not A Name", "name (got 'Not A Name') is not what it must be. Name of this line of adapters"),
+        (
+            "index.type=hnsw",
+            "--set 'index.type=hnsw': index.type (got 'hnsw') is not what it must be. flat (exact)",
+        ),
+        ('lora.init_from="a\\0b"', "lora.init_from (got 'a\\x00b') must be a text without a zero byte."),
         ("index.chunk_overlap=4000", "chunk_overlap"),
         ("training.mesh.tensor=0", "training.mesh.tensor"),
         ("nonsense", "section.field=value"),
@@ -97,6 +102,18 @@ def test_overrides_are_yaml_values() -> None:
 def test_a_bad_setting_is_named(override: str, named: str) -> None:
     with pytest.raises(InputError, match=re.escape(named)):
         load_spec(None, (override,))
+
+
+def test_an_override_is_blamed_for_itself_alone(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("lora: {r: 4}\nindex: {chunk_overlap: 9}\n")
+    with pytest.raises(InputError, match=r"^--set 'lora\.r=0': lora\.r \(got 0\)"):
+        load_spec(file, ("name=x", "lora.r=0"))
+    with pytest.raises(InputError, match=r"^--set 'index\.chunk_tokens=8': index"):
+        load_spec(file, ("index.chunk_tokens=8",))
+    file.write_text("lora: {r: 0}\n")
+    with pytest.raises(InputError, match=r"^\S*run\.yaml: lora\.r"):
+        load_spec(file, ("lora.lora_alpha=8",))
 
 
 def test_a_file_may_write_powers_of_ten_without_a_dot(tmp_path: Path) -> None:

@@ -38,6 +38,8 @@ def ask(
         print(json.dumps(result), flush=True)
         return
     console.print(result["answer"] or "(no answer)", style="bold", markup=False, highlight=False)
+    if result["cut"]:
+        plain("  (cut here: evaluation.max_new_tokens of the spec allows no more)")
     for source in result["sources"]:
         place = f"{source['document_id']}, characters {source['start']} to {source['end']}"
         plain(f"  [{source['number']}] {source['heading']} ({place})")

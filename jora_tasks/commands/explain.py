@@ -23,11 +23,13 @@ def explain(question: str, spec: RunSpec, store: ArtifactStore) -> dict[str, Any
       if it is left out), chunk_id, document_id, heading, text, and rank and score by step that has it.
 
     Raises:
-      InputError: without an index, or if the spec's models are not those that built it.
+      InputError: for an empty question, without an index, or if the spec's models are not those that built
+        it.
     """
-    from jora_tasks.stages.searching import latest_contexts, open_again
+    from jora_tasks.stages.searching import check_question, latest_contexts, open_again
     from retrieval.search import mode_of
 
+    check_question(question)
     index = store.latest(spec.name, "index")
     searcher, weight, why = open_again(spec, index, latest_contexts(spec, store), store)
     chunks = [

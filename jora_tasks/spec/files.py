@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec.run import RunSpec
 from jora_tasks.spec.section import SECRET, absolute
 
 
-def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
+def parse_spec(
+    data: dict[str, Any], source: str = "spec", overrides: Mapping[tuple[str, ...], str] | None = None
+) -> RunSpec:
     """Validate nested settings.
 
     Args:
       data: nested mapping, as read from YAML.
       source: what to call the data in an error, usually its file.
+      overrides: place of a setting → what to call the data there instead.
 
     Raises:
       InputError: naming the first bad field, what is wrong and what it must be.
@@ -29,6 +34,10 @@ def parse_spec(data: dict[str, Any], source: str = "spec") -> RunSpec:
     try:
         return RunSpec.model_validate(data)
     except ValidationError as error:
+        at = error.errors()[0]["loc"]
+        for place, named in (overrides or {}).items():
+            if at[: len(place)] == place[: len(at)]:
+                source = named
         raise InputError(_explain(error, source)) from None
 
 
@@ -55,9 +64,8 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
             raise InputError(f"--spec {file} must be a mapping of settings, not a {type(loaded).__name__}.")
         data = loaded or {}
         folder = file.resolve().parent
-    for override in overrides:
-        _set(data, override)
-    spec = parse_spec(data, source=str(path or "spec"))
+    given = {_set(data, override): f"--set {override!r}" for override in overrides}
+    spec = parse_spec(data, str(path or "spec"), given)
     return spec.model_copy(
         update={
             "documents": spec.documents.model_copy(update={"path": absolute(folder, spec.documents.path)}),
@@ -73,7 +81,8 @@ def dump_spec(spec: RunSpec) -> str:
     return yaml.safe_dump(json.loads(spec.model_dump_json()), sort_keys=False)
 
 
-def _set(data: dict[str, Any], override: str) -> None:
+def _set(data: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Put an override into the settings; returns its place."""
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise InputError(f"--set {override!r} must look like section.field=value, as in training.epochs=2.")
@@ -83,6 +92,7 @@ def _set(data: dict[str, Any], override: str) -> None:
         if not isinstance(data, dict):
             raise InputError(f"--set {override!r}: {section} is a value, not a section of settings.")
     data[field] = _yaml(value, f"--set {override!r}")
+    return (*sections, field)
 
 
 class _Loader(yaml.SafeLoader):
@@ -120,12 +130,27 @@ def _explain(error: ValidationError, source: str) -> str:
     value = first["input"]
     hidden = first["type"] == SECRET or isinstance(value, dict | BaseModel)
     shown = "" if hidden else f" (got {reprlib.repr(value)})"
+    if first["type"] == "string_pattern_mismatch":
+        return f"{source}: {field}{shown} {_form(first)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
 
 
+def _form(error: ErrorDetails) -> str:
+    """What a text must be like, in words instead of the pattern's."""
+    if r"\x00" in error["ctx"]["pattern"]:
+        return "must be a text without a zero byte."
+    *sections, name = error["loc"]
+    return f"is not what it must be. {_section(sections).model_fields[name].description}"
+
+
 def _siblings(location: tuple[int | str, ...]) -> str:
+    return f"the settings there are {', '.join(_section(location[:-1]).model_fields)}"
+
+
+def _section(location: Sequence[int | str]) -> Any:
+    """The section of settings at a place in the spec."""
     section: Any = RunSpec
-    for part in location[:-1]:
+    for part in location:
         section = section.model_fields[part].annotation
-    return f"the settings there are {', '.join(section.model_fields)}"
+    return section

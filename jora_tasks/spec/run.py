@@ -22,7 +22,8 @@ class RunSpec(Section):
         str,
         Field(
             pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$",
-            description="Name of this line of adapters; the registered model has it too.",
+            description="Name of this line of adapters, which the registered model has too: at most 63 small "
+            "letters, digits, - and _, the first a letter or a digit.",
         ),
     ] = "documents"
     documents: DocumentsConfig = DocumentsConfig()

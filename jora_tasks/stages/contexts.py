@@ -11,10 +11,11 @@ from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
 from jora_tasks.progress import Progress
 from jora_tasks.spec import AUTO_MODE, RunSpec
 from jora_tasks.stages.corpus import document_texts
-from jora_tasks.stages.searching import Asked, find_models, find_weight, open_searcher
+from jora_tasks.stages.searching import Asked, find_models, find_reranker, find_weight, open_searcher
 
 if TYPE_CHECKING:
     from retrieval.labels import Missing
+    from retrieval.questions import Question
     from retrieval.search import Found, Ranking
 
 VERSION = 4
@@ -41,19 +42,9 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         that another embedder built, filters that no chunk passes, or by option evidence that the
         documents no longer have.
     """
-    from retrieval.questions import read_questions
-    from retrieval.splits import check_splits, split_questions
-
     models = find_models(spec, index, store)
-    path = Path(spec.questions.path)
-    settings = spec.questions
-    questions = split_questions(
-        read_questions(path, settings.group_field),
-        settings.dev_fraction,
-        settings.test_fraction,
-        settings.split_by,
-    )
-    check_splits(questions, path)
+    path, settings = Path(spec.questions.path), spec.questions
+    questions = _questions(spec)
     source = Source("questions", path.name, digest_file(path))
 
     def write(target: Path) -> Mapping[str, Any]:
@@ -107,6 +98,28 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         inputs={"index": index, "questions": source, **models.inputs()},
         write=write,
     )
+
+
+def check_inputs(spec: RunSpec, store: ArtifactStore) -> None:
+    """Refuse a questions file or a reranker that `retrieve_contexts` would, before there is an index."""
+    _questions(spec)
+    find_reranker(spec, store)
+
+
+def _questions(spec: RunSpec) -> list[Question]:
+    """The questions with their splits."""
+    from retrieval.questions import read_questions
+    from retrieval.splits import check_splits, split_questions
+
+    path, settings = Path(spec.questions.path), spec.questions
+    questions = split_questions(
+        read_questions(path, settings.group_field),
+        settings.dev_fraction,
+        settings.test_fraction,
+        settings.split_by,
+    )
+    check_splits(questions, path)
+    return questions
 
 
 def write_missing(missing: list[Missing], folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +66,7 @@ def build_corpus(spec: RunSpec, store: ArtifactStore, progress: Progress) -> Art
     if spec.documents.unreadable == "error" and corpus.counts["unreadable"]:
         raise InputError(_reasons(corpus)[0])
     # the changes in its manifest are those since the corpus that was the last one then
-    counts = {**corpus.counts, **changes(document_digests(corpus), _previous(spec, store))}
-    return replace(corpus, manifest={**corpus.manifest, "counts": counts})
+    return corpus.recounted(changes(document_digests(corpus), _previous(spec, store)))
 
 
 def documents_schema() -> Any:

@@ -80,13 +80,17 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
             **({"cosine_to_float32": cosine} if cosine else {}),
         }
 
-    return store.build(
+    index = store.build(
         "index",
         version=VERSION,
         settings=settings.making(),
         inputs={"corpus": corpus, "embedder": source},
         write=write,
     )
+    if not index.reused:
+        return index
+    now = changes(document_digests(corpus), _indexed_before(spec, store))
+    return index.recounted({**now, "chunks_embedded": 0, "chunks_reused": index.counts["chunks"]})
 
 
 def _indexed_before(spec: RunSpec, store: ArtifactStore) -> dict[str, str]:

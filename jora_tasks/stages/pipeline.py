@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,21 +15,26 @@ from jora_tasks.spec import RunSpec
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage: its function, the artifacts it takes and the kind it makes (None: a registration)."""
+    """A stage: its function, the artifacts it takes and the kind it makes (None: a registration).
+
+    Attributes:
+      check: refuses what the stage reads beside artifacts, before any stage begins; None if that is nothing.
+    """
 
     name: str
     function: str
     inputs: tuple[str, ...]
     kind: str | None
+    check: str | None = None
 
 
 STAGES = {
     stage.name: stage
     for stage in (
         Stage("corpus", "corpus:build_corpus", (), "corpus"),
-        Stage("index", "index:build_index", ("corpus",), "index"),
-        Stage("contexts", "contexts:retrieve_contexts", ("index",), "contexts"),
-        Stage("prompts", "prompts:assemble_prompts", ("contexts",), "prompts"),
+        Stage("index", "index:build_index", ("corpus",), "index", "embed:open_embedder"),
+        Stage("contexts", "contexts:retrieve_contexts", ("index",), "contexts", "contexts:check_inputs"),
+        Stage("prompts", "prompts:assemble_prompts", ("contexts",), "prompts", "prompts:check_inputs"),
         Stage("train", "train:train_adapter", ("prompts",), "adapter"),
         Stage("evaluate", "evaluate:evaluate_adapter", ("adapter", "prompts"), "evaluation"),
         Stage("gate", "gate:judge_adapter", ("evaluation",), "verdict"),
@@ -61,8 +66,7 @@ def run_stage(
     stage = STAGES[name]
     keys = given or {}
     inputs = {kind: store.given_or_latest(spec.name, kind, keys.get(kind)) for kind in stage.inputs}
-    module, function = stage.function.split(":")
-    run = getattr(importlib.import_module(f"jora_tasks.stages.{module}"), function)
+    run = _function(stage.function)
     progress(name)
     started = time.monotonic()
     try:
@@ -90,8 +94,21 @@ def run_stage(
     return {"stage": name, "state": state, "seconds": seconds, **outcome}
 
 
+def _function(name: str) -> Callable[..., Any]:
+    """The function of ``module:function`` among the stages, which are imported when they are needed."""
+    module, function = name.split(":")
+    return getattr(importlib.import_module(f"jora_tasks.stages.{module}"), function)
+
+
 def run_all(spec: RunSpec, store: ArtifactStore, progress: Progress) -> list[dict[str, Any]]:
-    """Run every stage in order in this process; each takes what the ones before it made."""
+    """Run every stage in order in this process; each takes what the ones before it made.
+
+    Raises:
+      InputError: as the stages do; for files and models that a later one reads, before the first begins.
+    """
+    for stage in STAGES.values():
+        if stage.check:
+            _function(stage.check)(spec, store)
     made: dict[str, str] = {}
     results = []
     for name, stage in STAGES.items():

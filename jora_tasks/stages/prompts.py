@@ -41,7 +41,6 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
         token (the question is named), if all training questions overlap held-out ones, or the file of
         general instructions cannot be used.
     """
-    from jora_tasks.trainer.data import read_conversations
     from jora_tasks.trainer.tokenizer import load_tokenizer, tokenizer_files
 
     config = spec.prompts
@@ -51,10 +50,9 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
     identity = {"files": files, "template": tokenizer.template, "eos": sorted(tokenizer.eos_ids)}
     source = Source("tokenizer", shown_name(folder, spec.model.base), digest_json(identity))
     inputs: dict[str, Input] = {"contexts": contexts, "tokenizer": source}
-    general: list[Conversation] = []
-    if config.mix_fraction:
+    general = _general(spec)
+    if general:
         path = Path(config.mix_path)
-        general = read_conversations(path)
         inputs["instructions"] = Source("instructions", path.name, digest_file(path))
 
     def write(target: Path) -> Mapping[str, Any]:
@@ -114,6 +112,19 @@ def assemble_prompts(spec: RunSpec, contexts: Artifact, store: ArtifactStore, pr
         return counts
 
     return store.build("prompts", version=VERSION, settings=config.making(), inputs=inputs, write=write)
+
+
+def check_inputs(spec: RunSpec, store: ArtifactStore) -> None:
+    """Refuse a base model or general instructions that `assemble_prompts` would, before any stage."""
+    base_model_folder(spec.model.base, store.home)
+    _general(spec)
+
+
+def _general(spec: RunSpec) -> list[Conversation]:
+    """The general instructions that are mixed in, none by default."""
+    from jora_tasks.trainer.data import read_conversations
+
+    return read_conversations(spec.prompts.mix_path) if spec.prompts.mix_fraction else []
 
 
 def _asked(file: Path) -> dict[str, list[Asked]]:

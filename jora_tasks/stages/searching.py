@@ -51,11 +51,30 @@ def find_models(spec: RunSpec, index: Artifact, store: ArtifactStore) -> SearchM
 
     embedder, _ = open_embedder(spec, store)
     check_embedder(index.path, embedder)
+    return SearchModels(embedder, find_reranker(spec, store))
+
+
+def find_reranker(spec: RunSpec, store: ArtifactStore) -> tuple[Path, Source] | None:
+    """The spec's reranker as `SearchModels` has it.
+
+    Raises:
+      InputError: for one that is not there.
+    """
     name = spec.retrieval.reranker
     if not name:
-        return SearchModels(embedder, None)
-    reranker = reranker_folder(name, store.home)
-    return SearchModels(embedder, (reranker, model_source(reranker, name)))
+        return None
+    folder = reranker_folder(name, store.home)
+    return folder, model_source(folder, name)
+
+
+def check_question(question: str) -> None:
+    """Refuse a question without a word.
+
+    Raises:
+      InputError: if it is empty.
+    """
+    if not question.strip():
+        raise InputError("The question is empty; write one in words.")
 
 
 def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searcher:

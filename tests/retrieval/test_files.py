@@ -15,8 +15,22 @@ def test_hidden_files_are_left_out_and_loops_of_links_end(tmp_path):
     put(tmp_path, "sub/c.txt", "c")
     (tmp_path / "sub" / "loop").symlink_to(tmp_path)
     (tmp_path / "sub" / "itself").symlink_to(tmp_path / "sub" / "itself")
-    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
     assert [file.name for file in local_files(tmp_path)] == ["a.txt", "sub/c.txt"]
+
+
+def test_what_is_no_file_is_counted_with_its_reason(tmp_path):
+    put(tmp_path, "a.txt", "a")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.md").symlink_to(tmp_path / "loop.md")
+    os.mkfifo(tmp_path / "pipe.md")
+    found = read(tmp_path)
+    assert list(found.by_id) == ["a.txt"]
+    assert (found.tally.files, found.tally.unreadable) == (4, 3)
+    assert [reason.split(";")[0] for reason in found.reasons] == [
+        "broken.txt is a link that leads nowhere",
+        "loop.md is a link that leads nowhere",
+        "pipe.md is no file but a pipe, a socket or a device",
+    ]
 
 
 def test_one_file_is_documents_enough(tmp_path):

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import socket
 import threading
 import uuid
 
@@ -138,10 +139,38 @@ def test_what_cannot_be_fetched_stops_the_run_and_leaves_what_was_fetched(served
     assert texts(url, tmp_path / "cache") == {"a.md": "a", "b.md": "b"}
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(served, tmp_path, monkeypatch):
+    folder, url = served
+    put(folder, "a.md", "a")
+    put(folder, "sub/b.md", "b")
+    put(folder, "index.html", '<a href="a.md">a</a> <a href="sub/">sub</a> <a href="gone/">gone</a>')
+    assert texts(url, tmp_path / "cache") == {"a.md": "a", "sub/b.md": "b"}
+    listed = http.server.SimpleHTTPRequestHandler.list_directory
+
+    def failing(self, path):
+        if self.path.startswith("/sub"):
+            self.send_error(503)
+            return None
+        return listed(self, path)
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "list_directory", failing)
+    with pytest.raises(RunStopped, match=r"cannot be fetched \(.*503"):
+        texts(url, tmp_path / "cache")
+    assert len(kept(tmp_path / "cache")) == 2
+
+
+def test_a_host_that_refuses_stops_the_run(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/docs/"
+        with pytest.raises(RunStopped, match=rf"documents\.path {url} cannot be fetched \(Client.*Connect"):
+            texts(url, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("memory://nowhere", "memory://nowhere holds no document"),
+        ("memory://nowhere", r"memory://nowhere cannot be read \(FileNotFoundError\); name another"),
         ("nonsense://x/y", r"cannot be opened \(Protocol not known: nonsense"),
         ("gs://bucket/docs", r"cannot be opened \(.*install"),
     ],

@@ -86,7 +86,7 @@ def test_a_search_among_some_rows_finds_the_best_of_them(kind):
         ("IVF16,IDMap,Flat", "IDMap"),
         ("IVF99999999,Flat", "IVF99999999 is more than any index needs; give at most IVF1048576"),
         ("HNSW100000", "give at most HNSW512"),
-        ("Nonsense", r"index\.type Nonsense cannot be made for vectors of 16 numbers .*; use auto"),
+        ("Nonsense", r"index\.type Nonsense cannot be made for vectors of 16 numbers; use auto"),
         ("PQ7", r"index\.type PQ7 cannot be made"),
         ("LSH", r"index\.type LSH cannot be made"),
     ],
@@ -104,7 +104,9 @@ def test_a_target_that_a_type_cannot_reach_is_told():
 
 
 def test_too_few_vectors_to_train_on_are_told():
-    with pytest.raises(InputError, match=r"index\.type IVF64,Flat cannot be trained on 10 vectors"):
+    with pytest.raises(
+        InputError, match=r"index\.type IVF64,Flat cannot be trained on as few as 10 vectors; use flat"
+    ):
         made(clustered(10), "IVF64,Flat")
 
 

@@ -62,6 +62,16 @@ def test_reused_unless_corpus_embedder_or_chunking_changes(rag, other_embedder_f
     assert len(keys) == 5
 
 
+def test_a_reused_index_counts_what_changed_now(rag):
+    first = rag.index()
+    rag.store.set_latest("documents", first)
+    assert (first.counts["added"], first.counts["chunks_reused"]) == (1, 0)
+    again = rag.index()
+    told = ("added", "updated", "removed", "unchanged", "chunks_embedded", "chunks_reused")
+    assert [again.counts[name] for name in told] == [0, 0, 0, 1, 0, first.counts["chunks"]]
+    assert rag.store.get("index", first.key).counts == first.counts
+
+
 def test_two_builds_have_equal_bytes(rag, tmp_path):
     from jora_tasks.artifacts import ArtifactStore
 
