@@ -251,6 +251,15 @@ class ArtifactStore:
             )
         return artifact
 
+    def manifest(self, kind: str, key: str) -> Manifest | None:
+        """What the manifest of this kind and key says, or None if there is none; `get` verifies the files."""
+        if not (kind.isidentifier() and key.isalnum()):  # neither can lead out of the folder
+            return None
+        try:
+            return _MANIFESTS.validate_json((self.home / "artifacts" / kind / key / MANIFEST).read_bytes())
+        except (OSError, ValueError):
+            return None
+
     def set_latest(self, name: str, artifact: Artifact) -> None:
         """Record the artifact that a run of this name made or found last."""
         pointer = self.home / "latest" / name / artifact.kind

@@ -5,7 +5,8 @@ digests. Aliases say what a version is for: ``candidate`` is the newest, ``champ
 Without ``$MLFLOW_TRACKING_URI`` all of it lies in ``$JORA_HOME/mlflow``: SQLite and a folder.
 """
 
-from jora_tasks.registry.champions import ANY, ChampionMoved, Transition, actor
+from jora_tasks.registry.champions import ANY, ChampionMoved, Transition, actor, earlier_champions
+from jora_tasks.registry.listing import Line, Listed, Listing
 from jora_tasks.registry.registry import Registry
 from jora_tasks.registry.versions import (
     BASE_MODEL,
@@ -14,7 +15,9 @@ from jora_tasks.registry.versions import (
     COMPARED_WITH,
     DIGEST,
     EVALUATION,
+    EVALUATION_KEY,
     KEY,
+    VERDICT_KEY,
     RegisteredAdapter,
 )
 
@@ -26,10 +29,16 @@ __all__ = [
     "COMPARED_WITH",
     "DIGEST",
     "EVALUATION",
+    "EVALUATION_KEY",
     "KEY",
+    "VERDICT_KEY",
     "ChampionMoved",
+    "Line",
+    "Listed",
+    "Listing",
     "RegisteredAdapter",
     "Registry",
     "Transition",
     "actor",
+    "earlier_champions",
 ]

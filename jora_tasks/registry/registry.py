@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.errors import InputError
-from jora_tasks.registry import champions
+from jora_tasks.registry import champions, listing
 from jora_tasks.registry.champions import ANY, PROMOTE, ROLLBACK, ChampionMoved, Record, Transition
 from jora_tasks.registry.client import CONTENDED, PAUSE_SECONDS, TRIES
 from jora_tasks.registry.connection import Connection
 from jora_tasks.registry.curves import Curves
+from jora_tasks.registry.listing import Line, Listed, Listing
 from jora_tasks.registry.versions import (
     CHAMPION,
     COMPARED_WITH,
@@ -127,7 +128,8 @@ class Registry(Connection):
 
     def get(self, name: str, version: int) -> RegisteredAdapter | None:
         """One version, or None."""
-        return next((each for each in self.versions(name) if each.version == version), None)
+        found = None if self._empty() else listing.model_version(self._client(), name, version)
+        return RegisteredAdapter.of(found) if found is not None else None
 
     def get_champion(self, name: str) -> RegisteredAdapter | None:
         """The version in use, or None: the last that the history tells of, if it still exists.
@@ -200,6 +202,22 @@ class Registry(Connection):
             page = batch.token
             if not page:
                 return sorted(found)
+
+    def lines(self, size: int, token: str = "") -> Listing[Line]:
+        """Some lines of adapters with their aliases, by name; ``token`` is that of the page before."""
+        return Listing() if self._empty() else listing.lines(self._client(), size, token)
+
+    def line(self, name: str) -> Line | None:
+        """One line of adapters, or None."""
+        return None if self._empty() else listing.line(self._client(), name)
+
+    def listed(self, name: str, size: int, token: str = "") -> Listing[Listed]:
+        """Some versions with their figures, newest first; ``token`` is that of the page before."""
+        return Listing() if self._empty() else listing.versions(self._client(), name, size, token)
+
+    def listed_version(self, name: str, version: int) -> Listed | None:
+        """One version with its figures, or None."""
+        return None if self._empty() else listing.version(self._client(), name, version)
 
     def transitions(self, name: str) -> list[Transition]:
         """Every move of the champion, oldest first; see `jora_tasks.registry.champions`."""
@@ -281,11 +299,9 @@ class Registry(Connection):
         return fetch(adapter, folder, self.location)
 
     def _existing(self, name: str, version: int) -> RegisteredAdapter:
-        versions = self.versions(name)
-        for each in versions:
-            if each.version == version:
-                return each
-        known = ", ".join(str(each.version) for each in versions) or "none"
+        if found := self.get(name, version):
+            return found
+        known = ", ".join(str(each.version) for each in self.versions(name)) or "none"
         raise InputError(f"{name!r} has no version {version} in the registry; its versions: {known}.")
 
     def _history(self, name: str) -> list[Record]:

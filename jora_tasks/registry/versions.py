@@ -12,10 +12,12 @@ from jora_tasks.errors import InputError
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # Tags of a version.
-DIGEST, KEY, EVALUATION, BASE_MODEL, COMPARED_WITH = (
+DIGEST, KEY, EVALUATION, EVALUATION_KEY, VERDICT_KEY, BASE_MODEL, COMPARED_WITH = (
     "jora.adapter_digest",
     "jora.adapter_key",
     "jora.evaluation_digest",
+    "jora.evaluation_key",
+    "jora.verdict_key",
     "jora.base_model_digest",
     "jora.compared_with",
 )

@@ -23,7 +23,9 @@ from jora_tasks.registry import (
     COMPARED_WITH,
     DIGEST,
     EVALUATION,
+    EVALUATION_KEY,
     KEY,
+    VERDICT_KEY,
     ChampionMoved,
     RegisteredAdapter,
     Registry,
@@ -93,7 +95,7 @@ def register_adapter(
             adapter.path,
             spec.name,
             metrics=_metrics(report, adapter),
-            tags=_tags(adapter, evaluation, report),
+            tags=_tags(adapter, evaluation, judgement, report),
             params=dict(_params(spec.model_dump(mode="json"))),
             reports=[
                 *(evaluation.file(name) for name in ("report.json", "report.html")),
@@ -187,13 +189,16 @@ def _numbers(prefix: str, value: Any) -> dict[str, float]:
     return {prefix: float(value)} if is_number else {}
 
 
-def _tags(adapter: Artifact, evaluation: Artifact, report: Mapping[str, Any]) -> dict[str, str]:
+def _tags(
+    adapter: Artifact, evaluation: Artifact, judgement: Artifact, report: Mapping[str, Any]
+) -> dict[str, str]:
     compared = report["champion"]["version"] if report["champion"] else ""
     tags = {
         DIGEST: adapter.digest,
         KEY: adapter.key,
         EVALUATION: evaluation.digest,
-        "jora.evaluation_key": evaluation.key,
+        EVALUATION_KEY: evaluation.key,
+        VERDICT_KEY: judgement.key,
         "jora.prompts_digest": evaluation.manifest["inputs"]["prompts"]["digest"],
         "jora.base_model": report["base_model"]["name"],
         BASE_MODEL: report["base_model"]["digest"],
