@@ -1,18 +1,15 @@
-"""What made an artifact: a tree over the manifests, and OpenLineage's view of one stage.
-
-The manifests are the record; both views only read them, so they cannot disagree.
-"""
+"""What made an artifact: a tree over the manifests, which are the record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
 
 if TYPE_CHECKING:
-    from openlineage.client.event_v2 import InputDataset, OutputDataset
     from rich.tree import Tree
 
 Node = dict[str, Any]
@@ -20,26 +17,10 @@ Node = dict[str, Any]
 # States of a node: whether the input that was used is still on disk.
 PRESENT, ABSENT, DAMAGED, DIFFERENT, SOURCE = "present", "absent", "damaged", "different", "source"
 
-# Kind → its table, whose rows are the dataset's rows, and what the kind is.
-_TABLES = {
-    "corpus": "documents.parquet",
-    "index": "chunks.parquet",
-    "contexts": "contexts.parquet",
-    "prompts": "prompts.parquet",
-    "predictions": "predictions.parquet",
-    "evaluation": "predictions.parquet",
-}
-_MEANINGS = {
-    "corpus": "Normalised documents with a digest each.",
-    "index": "Chunks of the documents and their vectors.",
-    "contexts": "Ranked chunks for each question.",
-    "prompts": "Messages and token ids of each example.",
-    "adapter": "LoRA adapter in PEFT's format.",
-    "predictions": "Answers of one arm to the test questions.",
-    "evaluation": "Scored answers of every arm and the report.",
-    "verdict": "Whether an adapter may become champion, with every check.",
-    "registered": "Versions of the adapter in the registry.",
-}
+
+def events_file(home: Path) -> Path:
+    """Where OpenLineage events of a home are appended, one JSON object a line."""
+    return home / "openlineage" / "events.jsonl"
 
 
 def trace(store: ArtifactStore, artifact: Artifact) -> Node:
@@ -106,7 +87,7 @@ def _seeds(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _documents(corpus: Artifact) -> list[dict[str, str]]:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(corpus.file(_TABLES["corpus"]), columns=["document_id", "digest"])
+    table = pq.read_table(corpus.file("documents.parquet"), columns=["document_id", "digest"])
     return table.to_pylist()
 
 
@@ -161,93 +142,3 @@ def _short(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         else:
             text = str(value)
             yield f"{prefix}{key}", text if len(text) <= 40 else f"{text[:39]}…"
-
-
-def datasets(store: ArtifactStore, artifact: Artifact) -> tuple[list[InputDataset], list[OutputDataset]]:
-    """OpenLineage datasets of the stage that made an artifact.
-
-    A logical artifact (a kind in a home) is one dataset, ``file`` + the folder of its kind; which of
-    its artifacts was read or written is the dataset's version. A source is ``jora`` + kind/name.
-
-    Returns:
-      Inputs and outputs, for `airflow.providers.openlineage.api.emit_dataset_lineage`.
-    """
-    from openlineage.client.event_v2 import OutputDataset
-    from openlineage.client.facet_v2 import output_statistics_output_dataset
-
-    inputs = [
-        _input(store, reference)
-        for reference in artifact.manifest["inputs"].values()
-        if reference["kind"] != "predictions"  # made within the evaluation, not by a stage before it
-    ]
-    statistics = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(
-        rowCount=_rows(artifact),
-        size=sum(artifact.file(name).stat().st_size for name in artifact.manifest["files"]),
-        fileCount=len(artifact.manifest["files"]),
-    )
-    output = OutputDataset(
-        namespace="file",
-        name=_folder(store, artifact.kind),
-        facets={"version": _version(artifact.digest), **_description(artifact.kind)},
-        outputFacets={"outputStatistics": statistics},
-    )
-    return inputs, [output]
-
-
-def registration_datasets(
-    store: ArtifactStore, artifacts: Sequence[Artifact], name: str, version: int
-) -> tuple[list[InputDataset], list[OutputDataset]]:
-    """OpenLineage datasets of a registration: the adapter and its evaluation → a registered version.
-
-    The output is ``jora`` + registered/name, with the registry's version number as its version.
-    """
-    from openlineage.client.event_v2 import OutputDataset
-
-    inputs = [
-        _input(store, {"kind": each.kind, "key": each.key, "digest": each.digest}) for each in artifacts
-    ]
-    facets = {"version": _version(str(version)), **_description("registered")}
-    return inputs, [OutputDataset(namespace="jora", name=f"registered/{name}", facets=facets)]
-
-
-def _input(store: ArtifactStore, reference: Mapping[str, str]) -> InputDataset:
-    """The dataset of an artifact (it has a key) or of a source (it has a name)."""
-    from openlineage.client.event_v2 import InputDataset
-
-    kind = reference["kind"]
-    namespace, name = (
-        ("file", _folder(store, kind)) if "key" in reference else ("jora", f"{kind}/{reference['name']}")
-    )
-    facets = {"version": _version(reference["digest"]), **_description(kind)}
-    return InputDataset(namespace=namespace, name=name, facets=facets)
-
-
-def _version(version: str) -> Any:
-    from openlineage.client.facet_v2 import dataset_version_dataset
-
-    return dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=version)
-
-
-def _folder(store: ArtifactStore, kind: str) -> str:
-    return str(store.home / "artifacts" / kind)
-
-
-def _description(kind: str) -> dict[str, Any]:
-    from openlineage.client.facet_v2 import dataset_type_dataset, documentation_dataset
-
-    facets: dict[str, Any] = {}
-    if kind in _MEANINGS:
-        facets["documentation"] = documentation_dataset.DocumentationDatasetFacet(description=_MEANINGS[kind])
-    if kind in ("adapter", "model", "registered"):
-        facets["datasetType"] = dataset_type_dataset.DatasetTypeDatasetFacet(datasetType="MODEL")
-    return facets
-
-
-def _rows(artifact: Artifact) -> int | None:
-    """Rows of the artifact's table, if it has one."""
-    table = _TABLES.get(artifact.kind)
-    if table is None or not artifact.file(table).is_file():
-        return None
-    import pyarrow.parquet as pq
-
-    return pq.read_metadata(artifact.file(table)).num_rows

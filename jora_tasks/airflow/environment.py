@@ -12,7 +12,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from jora_tasks.lineage import events_file
+
 LOOPBACK = "127.0.0.1"
+# Keeps OpenLineage's events in a file and sends them on, if $OPENLINEAGE_URL names a server.
+TRANSPORT = "jora_tasks.outbox.OutboxTransport"
 GPU_POOL, GPU_QUEUE = "gpu", "gpu"
 # Which local Airflow a process belongs to. No one exports it by hand, as people do AIRFLOW_HOME.
 OWNER = "JORA_LOCAL_AIRFLOW"
@@ -21,11 +25,6 @@ OWNER = "JORA_LOCAL_AIRFLOW"
 def airflow_home(home: Path) -> Path:
     """Where the local Airflow of this home keeps its database, logs and state."""
     return home / "airflow"
-
-
-def events_file(home: Path) -> Path:
-    """Where OpenLineage events are appended, one JSON object a line."""
-    return home / "openlineage" / "events.jsonl"
 
 
 def airflow_environment(
@@ -56,7 +55,7 @@ def airflow_environment(
     }
     lineage = {name: value for name, value in inherited.items() if name.startswith("AIRFLOW__OPENLINEAGE__")}
     url = f"http://{LOOPBACK}:{port}"
-    transport = {"type": "file", "log_file_path": str(events_file(home)), "append": True}
+    transport = {"type": TRANSPORT, "log_file_path": str(events_file(home))}
     environment |= {
         OWNER: str(airflow_home(home)),
         "AIRFLOW_HOME": str(airflow_home(home)),

@@ -1,29 +1,43 @@
-"""What OpenLineage is told of a finished stage: the versions that it read and wrote."""
+"""What OpenLineage is told of a finished task: the versions that its stage read and wrote, and champions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from airflow.providers.openlineage.api.core import emit, is_openlineage_active
 from airflow.providers.openlineage.extractors import OperatorLineage
+from airflow.providers.openlineage.plugins import macros
 
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.lineage import datasets, registration_datasets
+from jora_tasks.events import result_datasets, tell_moves
 
 
-def stage_lineage(result: Mapping[str, Any], keys: Mapping[str, str]) -> OperatorLineage:
-    """Inputs and outputs for the task's COMPLETE event.
+def stage_lineage(
+    result: Mapping[str, Any], keys: Mapping[str, str], documents: str, task_instance: Any
+) -> OperatorLineage:
+    """Inputs and outputs for the task's COMPLETE event; moves of the champion have events of their own.
 
     Args:
       result: the JSON object that the stage's command printed.
       keys: kind → key of the artifacts that the stage took.
+      documents: where the run's documents lie.
     """
     store = ArtifactStore()
-    if "kind" in result:
-        inputs, outputs = datasets(store, store.get(result["kind"], result["key"]))
-    elif "version" in result:
-        taken = [store.get(kind, key) for kind, key in keys.items()]
-        inputs, outputs = registration_datasets(store, taken, result["name"], result["version"])
-    else:  # a shard: what it leaves in the cache has no version, and the index tells the rest
-        return OperatorLineage()
+    inputs, outputs = result_datasets(store, result, keys, documents)
+    if {"version", "transition"} & result.keys() and is_openlineage_active():
+        run = f"{task_instance.dag_id}/{task_instance.run_id}"
+        tell_moves(store, result["name"], emit, {run: _parent(task_instance)})
     return OperatorLineage(inputs=inputs, outputs=outputs)
+
+
+def _parent(task_instance: Any) -> Any:
+    """The facet that makes this task the parent of a run."""
+    from openlineage.client.facet_v2 import parent_run
+
+    return parent_run.ParentRunFacet(
+        run=parent_run.Run(runId=macros.lineage_run_id(task_instance)),
+        job=parent_run.Job(
+            namespace=macros.lineage_job_namespace(), name=macros.lineage_job_name(task_instance)
+        ),
+    )

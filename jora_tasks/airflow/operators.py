@@ -98,7 +98,7 @@ class StageOperator(BaseOperator):
         self.command = tuple(command)
         self._child: Child | None = None
         self._cancelled = False
-        self._finished: tuple[dict[str, Any], Mapping[str, str]] | None = None
+        self._finished: tuple[dict[str, Any], Mapping[str, str], str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         call = self._prepare(context)
@@ -115,7 +115,7 @@ class StageOperator(BaseOperator):
         for asset in self.outlets:
             if isinstance(asset, Asset):
                 context["outlet_events"][asset].extra = event_extra(call.spec.name, result)
-        self._finished = result, call.keys
+        self._finished = result, call.keys, call.spec.documents.path
         return result
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
@@ -124,7 +124,7 @@ class StageOperator(BaseOperator):
             return None
         from jora_tasks.airflow.lineage_events import stage_lineage
 
-        return stage_lineage(*self._finished)
+        return stage_lineage(*self._finished, task_instance)
 
     def on_kill(self) -> None:
         self._cancelled = True

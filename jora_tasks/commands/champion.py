@@ -36,9 +36,8 @@ def promote(
     as_json: JsonOption = False,
 ) -> None:
     """Make a registered version the champion, by hand."""
-    name = load_spec(spec, tuple(set_ or ())).name
-    registry = Registry(ArtifactStore().home)
-    done = registry.promote(
+    name, store = load_spec(spec, tuple(set_ or ())).name, ArtifactStore()
+    done = Registry(store.home).promote(
         name,
         version,
         by=actor() if by is None else by,
@@ -46,7 +45,7 @@ def promote(
         expected=_expected(expect),
         airflow_run=os.environ.get("JORA_AIRFLOW_RUN", ""),
     )
-    _show(name, done, as_json)
+    _show(store, name, done, as_json)
 
 
 def rollback(
@@ -57,9 +56,9 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Give the champion's place back to the champion before."""
-    name = load_spec(spec, tuple(set_ or ())).name
-    registry = Registry(ArtifactStore().home)
-    _show(name, registry.rollback(name, by=actor() if by is None else by, reason=reason), as_json)
+    name, store = load_spec(spec, tuple(set_ or ())).name, ArtifactStore()
+    who = actor() if by is None else by
+    _show(store, name, Registry(store.home).rollback(name, by=who, reason=reason), as_json)
 
 
 def _expected(text: str | None) -> object:
@@ -72,7 +71,11 @@ def _expected(text: str | None) -> object:
     return int(text)
 
 
-def _show(name: str, done: Transition, as_json: bool) -> None:
+def _show(store: ArtifactStore, name: str, done: Transition, as_json: bool) -> None:
+    if "JORA_AIRFLOW_RUN" not in os.environ:  # a task of Airflow tells it of its own
+        from jora_tasks.events import tell_moves_here
+
+        tell_moves_here(store, name)
     if as_json:
         told = {"name": name, "champion": done.version, "before": done.previous, "transition": asdict(done)}
         print(json.dumps(told), flush=True)

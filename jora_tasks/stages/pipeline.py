@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -91,7 +92,13 @@ def run_stage(
         outcome.pop("reused")
         told = {key: outcome[key] for key in ("name", "version", "alias")}
     progress(name, state=state, seconds=seconds, **told)
-    return {"stage": name, "state": state, "seconds": seconds, **outcome}
+    ended = {"stage": name, "state": state, "seconds": seconds, **outcome}
+    if "JORA_AIRFLOW_RUN" not in os.environ:  # a task of Airflow tells it of its own
+        from jora_tasks.events import tell_stage
+
+        taken = {kind: artifact.key for kind, artifact in inputs.items()}
+        tell_stage(store, ended, taken, spec.documents.path)
+    return ended
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -25,7 +25,8 @@ os.environ.update(
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{HOME}/airflow.db",
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
         "AIRFLOW__OPENLINEAGE__TRANSPORT": (
-            f'{{"type": "file", "log_file_path": "{HOME}/events.jsonl", "append": true}}'
+            f'{{"type": "jora_tasks.outbox.OutboxTransport", "log_file_path": "{HOME}/events.jsonl", '
+            '"retry_seconds": 0}'
         ),
         "AIRFLOW__OPENLINEAGE__EXECUTE_IN_THREAD": "True",
     }

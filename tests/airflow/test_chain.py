@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,11 @@ import pytest
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.lineage import trace
+from jora_tasks.registry import Registry
 from jora_tasks.stages.pipeline import STAGES
+from tests.openlineage_spec import lineage_server, problems
+
+DAGS = ("document_index", "adapter_training")
 
 
 def results(home: Path, dag_id: str) -> dict[str, dict[str, Any]]:
@@ -31,27 +37,60 @@ def results(home: Path, dag_id: str) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Chain:
-    """Both DAGs run twice: the home, each time's last event of each stage, and OpenLineage's events."""
+    """Both DAGs run twice, the second time with an OpenLineage server that was not there before.
+
+    Between them someone made version 1 champion by hand.
+
+    Attributes:
+      ended: each time's last event of each stage.
+      told: OpenLineage's events as they were kept.
+      taken: as the server took them.
+    """
 
     home: Path
+    documents: Path
     ended: list[dict[str, dict[str, Any]]]
     told: list[dict[str, Any]]
+    taken: list[dict[str, Any]]
+
+
+def all_events(file: Path) -> list[dict[str, Any]]:
+    """What was told of four DAG runs; Airflow tells of a run's end from another process, a little later."""
+    deadline = time.monotonic() + 120
+    while True:
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        ends = [each for each in events if each["job"]["name"] in DAGS and each["eventType"] == "COMPLETE"]
+        if len(ends) == 4:
+            return events
+        assert time.monotonic() < deadline, f"the ends of {len(ends)} DAG runs were told"
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
 def chain(run_dag: Any, tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     home = tmp_path_factory.mktemp("chain") / "home"
     told = Path(os.environ["AIRFLOW_HOME"]) / "events.jsonl"
-    told.unlink(missing_ok=True)
+    for file in told.parent.glob("events.*"):
+        file.unlink()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run_both() -> dict[str, dict[str, Any]]:
+        assert run_dag("document_index").state == "success"
+        assert run_dag("adapter_training", {"training.epochs": 2}).state == "success"
+        return results(home, "document_index") | results(home, "adapter_training")
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JORA_HOME", str(home))
         patch.setenv("JORA_SPEC", str(tiny_project))
-        ended = []
-        for _ in range(2):
-            assert run_dag("document_index").state == "success"
-            assert run_dag("adapter_training", {"training.epochs": 2}).state == "success"
-            ended.append(results(home, "document_index") | results(home, "adapter_training"))
-        yield Chain(home, ended, [json.loads(line) for line in told.read_text().splitlines()])
+        patch.setenv("OPENLINEAGE_URL", f"http://127.0.0.1:{port}")
+        ended = [run_both()]
+        Registry(home).promote("tiny", 1, by="anna", reason="the first")
+        with lineage_server(port=port) as (_, taken):
+            ended.append(run_both())
+            kept = all_events(told)
+            yield Chain(home, tiny_project.parent / "documents", ended, kept, taken)
 
 
 @pytest.mark.slow
@@ -83,9 +122,7 @@ def test_every_stage_tells_openlineage_what_it_read_and_wrote(chain: Chain) -> N
     completed = {
         event["job"]["name"].partition(".")[2]: event
         for event in chain.told
-        if event["eventType"] == "COMPLETE" and "." in event["job"]["name"]
-        # says how many there are; skipped: nobody is asked
-        if not event["job"]["name"].endswith((".shards", ".approval", ".promote"))
+        if event["eventType"] == "COMPLETE" and event["job"]["name"].partition(".")[2] in STAGES
     }
     assert set(completed) == set(STAGES)
 
@@ -104,6 +141,71 @@ def test_every_stage_tells_openlineage_what_it_read_and_wrote(chain: Chain) -> N
     assert versions("gate", "inputs")["evaluation"] == store.latest("tiny", "evaluation").digest
     assert versions("register", "inputs")["verdict"] == store.latest("tiny", "verdict").digest
     assert versions("register", "outputs") == {"registered/tiny": "1"}
+
+
+@pytest.mark.slow
+def test_openlineage_events_are_valid_and_each_arrives_once_at_a_server_that_was_gone(chain: Chain) -> None:
+    wrong = {problem for event in chain.told for problem in problems(event)}
+    assert not wrong
+    taken = [{key: value for key, value in event.items() if key != "authorization"} for event in chain.taken]
+    assert taken == chain.told
+
+
+@pytest.mark.slow
+def test_openlineage_events_are_one_chain_from_the_documents_to_the_champion(chain: Chain) -> None:
+    def places(event: dict[str, Any], side: str) -> set[tuple[str, str, str]]:
+        return {
+            (each["namespace"], each["name"], each["facets"]["version"]["datasetVersion"])
+            for each in event.get(side, [])
+            if "version" in each.get("facets", {})
+        }
+
+    complete = [event for event in chain.told if event["eventType"] == "COMPLETE"]
+    ((start,),) = {
+        tuple(places(event, "inputs"))
+        for event in complete
+        if event["job"]["name"] == "document_index.corpus"
+    }
+    store = ArtifactStore(chain.home)
+    corpus = store.latest("tiny", "corpus").manifest["inputs"]["documents"]
+    assert start == ("file", str(chain.documents), corpus["digest"])
+
+    reached, before = {start}, set[tuple[str, str, str]]()
+    while reached != before:
+        before = set(reached)
+        for event in complete:
+            if places(event, "inputs") & reached:
+                reached |= places(event, "outputs")
+    kinds = ("corpus", "index", "contexts", "prompts", "adapter", "evaluation", "verdict")
+    artifacts = {
+        ("file", str(chain.home / "artifacts" / kind), store.latest("tiny", kind).digest) for kind in kinds
+    }
+    assert reached == {start, *artifacts, ("jora", "registered/tiny", "1"), ("jora", "champion/tiny", "1")}
+
+
+@pytest.mark.slow
+def test_openlineage_events_tell_statistics_parents_and_the_gates_assertions(chain: Chain) -> None:
+    by_job = {event["job"]["name"]: event for event in chain.told if event["eventType"] == "COMPLETE"}
+    store = ArtifactStore(chain.home)
+    tasks = {name: event for name, event in by_job.items() if name.partition(".")[2] in STAGES}
+    assert set(STAGES) == {name.partition(".")[2] for name in tasks}
+    for name, event in tasks.items():
+        parent = event["run"]["facets"]["parent"]
+        assert parent["job"]["name"] == name.partition(".")[0]
+        assert parent["run"]["runId"] == by_job[parent["job"]["name"]]["run"]["runId"]
+    (index,) = tasks["document_index.index"]["outputs"]
+    assert (
+        index["outputFacets"]["outputStatistics"]["rowCount"]
+        == store.latest("tiny", "index").counts["chunks"]
+    )
+    checks = json.loads(store.latest("tiny", "verdict").file("verdict.json").read_text())["checks"]
+    (judged,) = tasks["adapter_training.gate"]["inputs"]
+    assertions = judged["inputFacets"]["dataQualityAssertions"]["assertions"]
+    assert [(each["name"], each["success"]) for each in assertions] == [
+        (check["name"], check["passed"]) for check in checks
+    ]
+    (move,) = [event for event in chain.told if event["job"]["name"] == "jora.promote"]
+    assert {"key": "by", "value": "anna", "source": "jora"} in move["run"]["facets"]["tags"]["tags"]
 
 
 @pytest.mark.slow
