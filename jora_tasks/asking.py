@@ -14,7 +14,7 @@ from jora_tasks.evaluation.answerer import Answerer
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.prompting.conversation import served_instruction
 from jora_tasks.prompting.packing import Packer
-from jora_tasks.prompting.passages import Passage
+from jora_tasks.prompting.passages import Passage, found_passage
 from jora_tasks.spec import ModelConfig, PromptsConfig, RunSpec
 from jora_tasks.stages.searching import check_question, latest_contexts, open_again
 
@@ -67,32 +67,20 @@ def ask(question: str, spec: RunSpec, store: ArtifactStore, adapter: str | None)
         searcher, weight, why = open_again(spec, index, served.contexts, store)
         (pool,) = searcher.pools([question], [weight])
         ranking = searcher.rank(pool, weight)
-        passages = [
-            Passage(
-                each.chunk.id,
-                each.chunk.document_id,
-                each.chunk.start,
-                each.chunk.end,
-                each.chunk.heading,
-                each.chunk.text,
-                oracle=False,
-                score=each.score,
-            )
-            for each in ranking.found[: searcher.config.top_k]
-        ]
+        passages = [found_passage(each) for each in ranking.found[: searcher.config.top_k]]
         from jora_tasks.trainer.tokenizer import load_tokenizer
         from retrieval.search import mode_of
 
         packer = Packer(load_tokenizer(base_folder), served.prompts.token_budget)
         prompt = packer.pack(question, served_instruction(served.prompts), passages, lambda placed: _STAND_IN)
         answerer = Answerer(base_folder, served.model, spec.training.mesh, spec.evaluation, store.home)
-        ((answer, tokens),) = answerer.answer(
+        (answer,) = answerer.answer(
             [prompt.input_ids[: prompt.prompt_length]], served.adapter.folder if served.adapter else None
         )
         return {
             "question": question,
-            "answer": answer,
-            "cut": tokens >= spec.evaluation.max_new_tokens,
+            "answer": answer.text,
+            "cut": answer.tokens >= spec.evaluation.max_new_tokens,
             "sources": [_source(number, each) for number, each in enumerate(prompt.passages, start=1)],
             "left_out": len(prompt.dropped),
             "adapter": {"name": served.adapter.name, "digest": served.adapter.digest}

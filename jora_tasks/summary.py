@@ -16,6 +16,7 @@ ARMS = {
     "base_with_contexts": "base + retrieved contexts",
     "adapter_with_contexts": "adapter + retrieved contexts",
     "champion_with_contexts": "champion + retrieved contexts",
+    "adapter_with_gold_context": "adapter + gold context",
 }
 
 

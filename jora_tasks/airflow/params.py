@@ -47,7 +47,7 @@ SPEC_VARIABLE = "JORA_SPEC"
 
 _SHORT_FORMS = {"lora": "LoRA", "fsdp": "FSDP", "rslora": "rsLoRA", "dtype": "type"}
 _TARGETS = "lora.target_modules"
-_PATHS = ("documents.path", "questions.path", "prompts.mix_path", "lora.init_from")
+_PATHS = ("documents.path", "questions.path", "prompts.mix_path", "gate.canary_path", "lora.init_from")
 # JSON Schema's words that a form and Airflow's check of a run's conf both use.
 _RULES = (
     "type",

@@ -63,4 +63,4 @@ class BaseModelWriter:
         prompts = [self._tokenizer.prompt_ids(messages) for messages in conversations]
         fitting = [prompt for prompt in prompts if len(prompt) <= self._most]
         answers = iter(self._answerer.answer(fitting, None) if fitting else [])
-        return [next(answers)[0] if len(prompt) <= self._most else Failed(TOO_LONG) for prompt in prompts]
+        return [next(answers).text if len(prompt) <= self._most else Failed(TOO_LONG) for prompt in prompts]

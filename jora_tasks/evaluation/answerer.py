@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,20 @@ from jora_tasks.spec import EvaluationConfig, MeshConfig, ModelConfig
 if TYPE_CHECKING:
     from jora_tasks.trainer.model import LanguageModel
     from jora_tasks.trainer.tokenizer import ChatTokenizer
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+      tokens: how many were generated.
+      loss: mean negative log-likelihood of the known answer's tokens, in nats, where it was asked.
+    """
+
+    text: str
+    tokens: int
+    loss: float | None = None
 
 
 class Answerer:
@@ -52,24 +67,27 @@ class Answerer:
         prompts: Sequence[list[int]],
         adapter: Path | None,
         on_progress: Callable[[int, int], None] | None = None,
-    ) -> list[tuple[str, int]]:
-        """Greedy answers, each with its number of tokens.
+        known: Sequence[Sequence[int]] | None = None,
+    ) -> list[Answer]:
+        """Greedy answers.
 
         Args:
           prompts: token ids up to where each answer begins.
           adapter: PEFT folder; None answers with the base alone.
-          on_progress: as of `generate`.
+          on_progress: as of `generate_and_score`.
+          known: token ids of each prompt's known answer, whose loss is asked.
         """
-        from jora_tasks.evaluation.generation import generate
+        from jora_tasks.evaluation.generation import generate_and_score
         from jora_tasks.trainer.export import load_adapter
 
         model = self._model
         if adapter is not None:
             lora_config, lora = load_adapter(adapter, model.config, mesh=model.mesh)
             model = dataclasses.replace(model, lora=lora, lora_config=lora_config)
-        generated = generate(
+        generated = generate_and_score(
             model,
             prompts,
+            known or [()] * len(prompts),
             max_new_tokens=self._settings.max_new_tokens,
             eos_ids=self._tokenizer.eos_ids,
             pad_id=self._tokenizer.pad_id,
@@ -77,4 +95,7 @@ class Answerer:
             use_adapter=adapter is not None,
             on_progress=on_progress,
         )
-        return [(self._tokenizer.decode(ids).strip(), len(ids)) for ids in generated]
+        return [
+            Answer(self._tokenizer.decode(each.tokens).strip(), len(each.tokens), each.loss)
+            for each in generated
+        ]

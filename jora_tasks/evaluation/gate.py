@@ -13,22 +13,23 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jora_tasks.spec import GateConfig
+from jora_tasks.spec import LOWER_IS_BETTER, GateConfig
 
 CHAMPION, CANDIDATE = "champion", "candidate"
 BASE = "base"
 CHAMPION_UNCHANGED = "champion_unchanged"
 Check = dict[str, Any]
+_NAMED = 10  # canary questions named in a check
 
 
 def judge(report: Mapping[str, Any], gate: GateConfig) -> list[Check]:
     """The checks of an evaluation's report.
 
     Args:
-      report: ``confidence``; ``questions`` and ``groups``, the number of independent groups of them;
-        ``difference`` from the base, with ``against`` and, by measure, the difference and its
-        ``interval``; and ``champion``, None or a mapping with ``version`` and ``difference`` (None if
-        the two cannot be compared, then with a ``reason``).
+      report: ``confidence``; ``questions`` and ``clusters``, with ``n``, the independent ones of them;
+        ``difference`` from the base, with ``against`` and, by measure, the difference and its ``interval``;
+        ``slices`` and ``canary`` where the gate asks for them; and ``champion``, None or a mapping with
+        ``version`` and ``difference`` (None if the two cannot be compared, then with a ``reason``).
       gate: what is asked.
 
     Returns:
@@ -45,6 +46,11 @@ def judge(report: Mapping[str, Any], gate: GateConfig) -> list[Check]:
             differences[CHAMPION] = champion["difference"]
     for opponent, difference in differences.items():
         checks += _compared(opponent, difference, gate, report["confidence"])
+    for name in gate.slices:
+        for value, part in report["slices"][name].items():
+            checks += _within_slice(f"{name}={value}", part, gate, report["confidence"])
+    if gate.canary_path:
+        checks.append(_canary(report["canary"], gate.max_regressions))
     return checks
 
 
@@ -69,26 +75,26 @@ def verdict(checks: Sequence[Check]) -> dict[str, Any]:
     return {"alias": CHAMPION if passed else CANDIDATE, "passed": passed, "checks": list(checks)}
 
 
-def fewest_groups(confidence: float) -> int:
-    """Fewest independent groups on which a two-sided sign test can reach the confidence at all.
+def fewest_clusters(confidence: float) -> int:
+    """Fewest independent clusters on which a two-sided sign test can reach the confidence at all.
 
     With fewer, even winning every question has a chance above ``1 - confidence`` between equals,
     while the bootstrap, which sees no loss to draw, would report an interval of no width.
 
-    >>> fewest_groups(0.95)
+    >>> fewest_clusters(0.95)
     6
     """
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 
 
 def _enough(report: Mapping[str, Any], gate: GateConfig) -> Check:
-    questions, groups = report["questions"], report["groups"]
-    fewest = fewest_groups(report["confidence"])
+    questions, clusters = report["questions"], report["clusters"]["n"]
+    fewest = fewest_clusters(report["confidence"])
     return check(
         "enough_questions",
-        f"at least {gate.min_questions} test questions in at least {fewest} independent groups",
-        f"{questions} in {groups}",
-        questions >= gate.min_questions and groups >= fewest,
+        f"at least {gate.min_questions} test questions in at least {fewest} independent clusters",
+        f"{questions} in {clusters}",
+        questions >= gate.min_questions and clusters >= fewest,
     )
 
 
@@ -106,13 +112,43 @@ def _compared(
 def _bounded(
     name: str, measure: str, difference: Mapping[str, Any], confidence: float, bound: float
 ) -> Check:
-    """That the interval of a difference lies above a bound."""
+    """That the interval of a difference lies on the better side of a bound; a measure without figures is
+    no measure to go by."""
+    lower = measure in LOWER_IS_BETTER
+    side, bound = ("below", 0.0 - bound) if lower else ("above", bound)
+    expected = f"{confidence:.0%} interval of {measure} minus {difference['against']} {side} {bound:g}"
+    if measure not in difference["interval"]:
+        return check(name, expected, "no question has this figure in both arms", False)
     low, high = difference["interval"][measure]
+    actual = f"{difference[measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return check(name, expected, actual, high < bound if lower else low > bound)
+
+
+def _within_slice(
+    where: str, part: Mapping[str, Any], gate: GateConfig, confidence: float
+) -> Iterator[Check]:
+    """That no measure falls in one slice; one with too few questions for an interval tells nothing."""
+    fewest = fewest_clusters(confidence)
+    for opponent, difference in part["differences"].items():
+        for measure, margin in gate.must_not_fall.items():
+            name = f"{measure}_no_worse_than_{opponent} where {where}"
+            found = _bounded(name, measure, difference, confidence, -margin)
+            if part["clusters"] < fewest:
+                expected = f"{found['expected']}, if there are at least {fewest} independent clusters"
+                found = check(name, expected, f"{part['n']} questions in {part['clusters']}", True)
+            yield found
+
+
+def _canary(canary: Mapping[str, Any], most: int) -> Check:
+    opponent = f"champion version {canary['version']}" if canary["version"] else "the base"
+    found = canary["regressions"]
+    named = f": {', '.join(found[:_NAMED])}{' …' if len(found) > _NAMED else ''}" if found else ""
     return check(
-        name,
-        f"{confidence:.0%} interval of {measure} minus {difference['against']} above {bound:g}",
-        f"{difference[measure]:+.3f} [{low:+.3f}, {high:+.3f}]",
-        low > bound,
+        "canary_regressions",
+        f"at most {most} of {canary['questions']} canary questions that {opponent} answers right and the "
+        "adapter does not",
+        f"{len(found)}{named}",
+        len(found) <= most,
     )
 
 

@@ -1,8 +1,13 @@
-"""Batched greedy generation from a base model or its adapter, both from one copy of the weights."""
+"""Batched greedy generation from a base model or its adapter, both from one copy of the weights.
+
+The loss of a known answer is taken from the same reading of the prompt: its tokens are fed one by one
+after it, as in training (teacher forcing), so that it costs no second pass over the prompt.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +20,31 @@ if TYPE_CHECKING:
     from jora_tasks.trainer.model import LanguageModel
 
 BUCKET = 64
+_TARGET_BUCKET = 8
 
 
-def generate(
+@dataclass(frozen=True)
+class Generated:
+    """What the model says after a prompt, and how well it predicts the known answer.
+
+    Attributes:
+      tokens: new tokens, without the end token.
+      loss: mean negative log-likelihood of the target's tokens, in nats; None without a target.
+    """
+
+    tokens: list[int]
+    loss: float | None
+
+
+def generate(model: LanguageModel, prompts: Sequence[Sequence[int]], **settings: Any) -> list[list[int]]:
+    """The new tokens of each prompt, as `generate_and_score` makes them."""
+    return [each.tokens for each in generate_and_score(model, prompts, [()] * len(prompts), **settings)]
+
+
+def generate_and_score(
     model: LanguageModel,
     prompts: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
     eos_ids: Collection[int],
@@ -27,7 +52,7 @@ def generate(
     batch_size: int,
     use_adapter: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
-) -> list[list[int]]:
+) -> list[Generated]:
     """The most likely next token, again and again, until an end token or ``max_new_tokens``.
 
     Prompts are sorted by length and padded to a multiple of 64 tokens, and the last batch is filled up,
@@ -36,6 +61,7 @@ def generate(
     Args:
       model: a loaded model.
       prompts: token ids of each prompt.
+      targets: token ids of each prompt's known answer, whose loss is asked; empty for none.
       max_new_tokens: longest answer.
       eos_ids: tokens that end an answer.
       pad_id: fills rows up; it changes no answer.
@@ -44,7 +70,7 @@ def generate(
       on_progress: called as ``on_progress(done, total)`` after each batch.
 
     Returns:
-      The new tokens of each prompt, in the prompts' order, without the end token.
+      In the prompts' order.
 
     Raises:
       InputError: for an empty prompt, a token that the model does not have, or a prompt and answer
@@ -58,30 +84,45 @@ def generate(
                 f"prompt {number} has a token outside the model's vocabulary of {model.config.vocab_size}; "
                 "use the tokenizer of the base model."
             )
-    check_lengths(prompts, max_new_tokens, model.config)
+    check_lengths(prompts, max_new_tokens, model.config, targets)
     from jora_tasks.trainer.mesh import batch_multiple
 
     rows = -(-min(batch_size, len(prompts)) // batch_multiple(model.mesh)) * batch_multiple(model.mesh)
     ends = np.array(sorted(eos_ids) or [-1], np.int32)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    answers: list[list[int]] = [[] for _ in prompts]
+    answers: dict[int, Generated] = {}
     for start in range(0, len(order), rows or 1):
         chosen = order[start : start + rows]
         tokens, lengths = _pad([prompts[index] for index in chosen], rows, pad_id)
-        new = _run(model, tokens, lengths, len(chosen), ends, max_new_tokens, use_adapter)
+        known, counts = _pad_targets([targets[index] for index in chosen], rows)
+        new, losses = _run(
+            model, tokens, lengths, known, counts, len(chosen), ends, max_new_tokens, use_adapter
+        )
         for row, index in enumerate(chosen):
-            answers[index] = _until_end(new[row], ends)
+            loss = float(losses[row]) / int(counts[row]) if counts[row] else None
+            answers[index] = Generated(_until_end(new[row], ends), loss)
         if on_progress is not None:
             on_progress(min(start + rows, len(order)), len(order))
-    return answers
+    return [answers[index] for index in range(len(prompts))]
 
 
-def check_lengths(prompts: Sequence[Sequence[int]], max_new_tokens: int, config: DecoderConfig) -> None:
+def check_lengths(
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    config: DecoderConfig,
+    targets: Sequence[Sequence[int]] = (),
+) -> None:
     """See that the model has a position for each token of every prompt and its longest answer.
 
     Raises:
-      InputError: naming ``evaluation.max_new_tokens``, if it has not.
+      InputError: naming ``evaluation.max_new_tokens``, if it has not; or the known answer that is too long.
     """
+    for prompt, target in zip(prompts, targets, strict=False):
+        if len(prompt) + len(target) > config.max_positions:
+            raise InputError(
+                f"A known answer of {len(target)} tokens after a prompt of {len(prompt)} is more than the "
+                f"{config.max_positions} that the model reads; lower prompts.token_budget."
+            )
     longest = max(map(len, prompts), default=0)
     if longest + max_new_tokens > config.max_positions:
         raise InputError(
@@ -101,20 +142,34 @@ def _pad(prompts: Sequence[Sequence[int]], rows: int, pad_id: int) -> tuple[np.n
     return tokens, lengths
 
 
+def _pad_targets(targets: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Targets → tokens [rows, K], K a multiple of 8 or 0 if there is none, and how many each row has."""
+    slots = -(-max(map(len, targets)) // _TARGET_BUCKET) * _TARGET_BUCKET
+    tokens, counts = np.zeros((rows, slots), np.int32), np.zeros(rows, np.int32)
+    for row, target in enumerate(targets):
+        tokens[row, : len(target)] = target
+        counts[row] = len(target)
+    return tokens, counts
+
+
 def _run(
     model: LanguageModel,
     tokens: np.ndarray,
     lengths: np.ndarray,
+    targets: np.ndarray,
+    counts: np.ndarray,
     used: int,
     ends: np.ndarray,
     max_new_tokens: int,
     use_adapter: bool,
-) -> np.ndarray:
+) -> tuple[np.ndarray, np.ndarray]:
+    """New tokens [B, max_new_tokens], and the summed loss of each row's target [B]."""
     lora = model.lora if use_adapter else None
     lora_config = model.lora_config if use_adapter else None
     done = np.arange(len(tokens)) >= used
     compiled = _compiled(model.config, lora_config, max_new_tokens, model.mesh)
-    return np.asarray(compiled(model.base, lora, tokens, lengths, done, ends))
+    new, losses = compiled(model.base, lora, tokens, lengths, targets, counts, done, ends)
+    return np.asarray(new), np.asarray(losses)
 
 
 def _until_end(tokens: np.ndarray, ends: np.ndarray) -> list[int]:
@@ -124,17 +179,37 @@ def _until_end(tokens: np.ndarray, ends: np.ndarray) -> list[int]:
 
 @lru_cache(maxsize=16)
 def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> Callable[..., Any]:
-    """A jitted (base, lora, tokens, lengths, done, ends) → new tokens [B, max_new_tokens], -1 unwritten."""
+    """A jitted (base, lora, tokens, lengths, targets, counts, done, ends) → new tokens [B, max_new_tokens],
+    -1 unwritten, and the summed loss of the targets [B], f32."""
     import jax
     import jax.numpy as jnp
 
     from jora_tasks.trainer.decode import decode_step, prefill
 
-    def run(base: Any, lora: Any, tokens: Any, lengths: Any, done: Any, ends: Any) -> Any:
-        slots = tokens.shape[1]
-        logits, cache = prefill(
-            config, lora_config, base, lora, tokens, lengths, extra=max_new_tokens - 1, mesh=mesh
-        )
+    def run(
+        base: Any, lora: Any, tokens: Any, lengths: Any, targets: Any, counts: Any, done: Any, ends: Any
+    ) -> Any:
+        slots, known = tokens.shape[1], targets.shape[1]
+        extra = max(max_new_tokens, known) - 1
+        logits, cache = prefill(config, lora_config, base, lora, tokens, lengths, extra=extra, mesh=mesh)
+
+        def read(chosen: Any, step: Any, cache: Any) -> Any:
+            return decode_step(
+                config, lora_config, base, lora, chosen, lengths, slots, step, cache, mesh=mesh
+            )
+
+        def loss_at(step: Any, logits: Any) -> Any:
+            expected = jnp.take_along_axis(logits, targets[:, step, None], axis=-1)[:, 0]
+            return jnp.where(step < counts, jax.nn.logsumexp(logits, axis=-1) - expected, 0.0)
+
+        def score(step: Any, state: Any) -> Any:
+            total, cache = state
+            logits, cache = read(targets[:, step - 1], step - 1, cache)
+            return total + loss_at(step, logits), cache
+
+        loss = jnp.zeros(tokens.shape[0], jnp.float32)
+        if known:
+            loss = jax.lax.fori_loop(1, jnp.max(counts), score, (loss_at(0, logits), cache))[0]
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         new = jnp.full((tokens.shape[0], max_new_tokens), -1, jnp.int32).at[:, 0].set(chosen)
         done = done | jnp.isin(chosen, ends)
@@ -145,13 +220,12 @@ def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> 
 
         def advance(state: Any) -> Any:
             step, chosen, done, new, cache = state
-            logits, cache = decode_step(
-                config, lora_config, base, lora, chosen, lengths, slots, step - 1, cache, mesh=mesh
-            )
+            logits, cache = read(chosen, step - 1, cache)
             chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
             new = jax.lax.dynamic_update_slice(new, chosen[:, None], (0, step))
             return step + 1, chosen, done | jnp.isin(chosen, ends), new, cache
 
-        return jax.lax.while_loop(going, advance, (jnp.int32(1), chosen, done, new, cache))[3]
+        new = jax.lax.while_loop(going, advance, (jnp.int32(1), chosen, done, new, cache))[3]
+        return new, loss
 
     return jax.jit(run)

@@ -10,15 +10,16 @@ from typing import Any
 
 from jora_tasks.evaluation import charts
 from jora_tasks.evaluation.page import render_page
-from jora_tasks.evaluation.summary import ADAPTER, BASE, CHAMPION, CLOSED_BOOK, Prediction
+from jora_tasks.evaluation.summary import ADAPTER, BASE, CHAMPION, CLOSED_BOOK, GOLD, Prediction
 
 NAMES = {
     CLOSED_BOOK: "Base, closed book",
     BASE: "Base + contexts",
     ADAPTER: "Adapter + contexts",
     CHAMPION: "Champion + contexts",
+    GOLD: "Adapter + gold context",
 }
-_STYLES = {CLOSED_BOOK: "faint", BASE: "base", ADAPTER: "adapter", CHAMPION: "champion"}
+_STYLES = {CLOSED_BOOK: "faint", BASE: "base", ADAPTER: "adapter", CHAMPION: "champion", GOLD: "gold"}
 # The page shows this many examples of each sort; predictions.parquet has all.
 _EXAMPLES = 8
 
@@ -149,10 +150,14 @@ def _examples(rows: Mapping[str, Sequence[Prediction]]) -> dict[str, list[Exampl
         "Both are right": [],
     }
     heading = dict(zip([(True, False), (False, True), (False, False), (True, True)], sorts, strict=True))
-    for index, row in enumerate(rows[ADAPTER]):
-        right = (row.exact_match == 1, rows[BASE][index].exact_match == 1)
+    found = {arm: {row.question.id: row for row in each} for arm, each in rows.items()}
+    for row in rows[ADAPTER]:
+        question = row.question
+        right = (row.right, found[BASE][question.id].right)
         predictions = {
-            arm: (each[index].prediction, each[index].exact_match == 1) for arm, each in rows.items()
+            arm: (each[question.id].prediction, each[question.id].right)
+            for arm, each in found.items()
+            if question.id in each
         }
-        sorts[heading[right]].append(Example(row.question, row.answers, predictions))
+        sorts[heading[right]].append(Example(question.text, question.answers, predictions))
     return sorts

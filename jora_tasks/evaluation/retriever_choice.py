@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jora_tasks.evaluation.gate import fewest_groups
+from jora_tasks.evaluation.gate import fewest_clusters
 from jora_tasks.evaluation.intervals import paired_difference
 from jora_tasks.evaluation.summary import Resampling
 
@@ -49,7 +49,7 @@ def choose_weight(
     counted: dict[str, Any] = {"dev_questions": len(groups), "groups": len(set(groups))}
     if not groups:
         return DENSE, {"reason": "dense, since no dev question has evidence to compare by", **counted}
-    fewest = fewest_groups(confidence)
+    fewest = fewest_clusters(confidence)
     if counted["groups"] < fewest:
         reason = f"dense, since comparing takes at least {fewest} groups of dev questions with evidence"
         return DENSE, {"reason": reason, **counted}

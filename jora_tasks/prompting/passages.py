@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from retrieval.chunking import Chunk
     from retrieval.evidence import Span
+    from retrieval.search import Found
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,11 @@ def read_question(row: Mapping[str, Any]) -> Retrieved:
         passages(row["contexts"]),
         passages(row.get("candidates", ())),
     )
+
+
+def found_passage(found: Found) -> Passage:
+    """A chunk that a search found for a question whose evidence is not known."""
+    return dataclasses.replace(passage(found.chunk, oracle=False), score=found.score)
 
 
 def passage(chunk: Chunk, *, oracle: bool) -> Passage:

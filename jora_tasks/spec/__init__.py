@@ -8,7 +8,7 @@ bounds, since people meet them in a form.
 from jora_tasks.spec.documents import DEFAULT_EMBEDDER, DocumentsConfig, Encoding, IndexConfig
 from jora_tasks.spec.evaluation import EvaluationConfig, RegistryConfig
 from jora_tasks.spec.files import dump_spec, load_spec, parse_spec
-from jora_tasks.spec.gate import GateConfig
+from jora_tasks.spec.gate import LOWER_IS_BETTER, GateConfig
 from jora_tasks.spec.prompts import PromptsConfig, QuestionsConfig
 from jora_tasks.spec.retrieval import AUTO_MODE, RetrievalConfig
 from jora_tasks.spec.run import RunSpec
@@ -31,6 +31,7 @@ __all__ = [
     "DEFAULT_BASE_MODEL",
     "DEFAULT_EMBEDDER",
     "FUSED_PROJECTIONS",
+    "LOWER_IS_BETTER",
     "PATTERN_SIGN",
     "PROJECTIONS",
     "DocumentsConfig",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from jora_tasks.spec.section import LARGEST_SEED, Section
+from jora_tasks.spec.section import LARGEST_SEED, Section, as_tuple
 
 
 class EvaluationConfig(Section):
@@ -15,11 +15,30 @@ class EvaluationConfig(Section):
     ] = 1000
     max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Longest generated answer.")] = 32
     batch_size: Annotated[int, Field(ge=1, le=1024, description="Questions answered at once.")] = 8
+    cluster_by: Annotated[
+        Literal["document", "group"],
+        Field(
+            description="Questions that are drawn together for intervals: those on one source document or of "
+            "one group, or of one group alone (where all evidence is in a few documents)."
+        ),
+    ] = "document"
+    slices: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=100)], ...],
+        Field(
+            description="What else to report by: fields of the questions file, or metadata keys of the "
+            "documents with the evidence."
+        ),
+    ] = ()
     bootstrap_samples: Annotated[
-        int, Field(ge=100, le=100000, description="Resamples behind each interval.")
+        int,
+        Field(
+            ge=100, le=100000, description="Resamples behind each interval, sign flips behind each p-value."
+        ),
     ] = 2000
     confidence: Annotated[float, Field(gt=0.5, lt=1, description="Coverage of the intervals.")] = 0.95
     seed: Annotated[int, Field(ge=0, le=LARGEST_SEED, description="Seed of the resampling.")] = 0
+
+    _listed = field_validator("slices", mode="before")(as_tuple)
 
     def resampling(self) -> dict[str, Any]:
         """The settings that decide an interval."""

@@ -44,8 +44,8 @@ def parse_spec(
 def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSpec:
     """Read a YAML spec and apply ``key.subkey=value`` overrides, values parsed as YAML.
 
-    Relative ``documents.path``, ``questions.path``, ``prompts.mix_path`` and ``lora.init_from`` are taken
-    from the spec file's folder, and become absolute.
+    Relative ``documents.path``, ``questions.path``, ``prompts.mix_path``, ``gate.canary_path`` and
+    ``lora.init_from`` are taken from the spec file's folder, and become absolute.
 
     Raises:
       InputError: for a missing or malformed file, an unknown field or a value out of bounds.
@@ -71,6 +71,7 @@ def load_spec(path: str | Path | None, overrides: tuple[str, ...] = ()) -> RunSp
             "documents": spec.documents.model_copy(update={"path": absolute(folder, spec.documents.path)}),
             "questions": spec.questions.model_copy(update={"path": absolute(folder, spec.questions.path)}),
             "prompts": spec.prompts.model_copy(update={"mix_path": absolute(folder, spec.prompts.mix_path)}),
+            "gate": spec.gate.model_copy(update={"canary_path": absolute(folder, spec.gate.canary_path)}),
             "lora": spec.lora.model_copy(update={"init_from": absolute(folder, spec.lora.init_from)}),
         }
     )

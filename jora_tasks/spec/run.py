@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jora_tasks.spec.documents import DocumentsConfig, IndexConfig
 from jora_tasks.spec.evaluation import EvaluationConfig, RegistryConfig
@@ -37,3 +37,17 @@ class RunSpec(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     gate: GateConfig = GateConfig()
     registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _gate_can_open(self) -> RunSpec:
+        if self.gate.min_questions > self.evaluation.max_questions:
+            raise ValueError(
+                f"gate.min_questions {self.gate.min_questions} is more than evaluation.max_questions "
+                f"{self.evaluation.max_questions}, so that no adapter could pass; lower it or ask more"
+            )
+        for measure in (*self.gate.must_rise, *self.gate.must_not_fall):
+            if measure.startswith("citation") and not self.prompts.cite:
+                raise ValueError(
+                    f"gate asks for {measure}, but answers do not cite; set prompts.cite or drop it"
+                )
+        return self

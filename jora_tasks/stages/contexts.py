@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
 from jora_tasks.progress import Progress
 from jora_tasks.spec import AUTO_MODE, RunSpec
+from jora_tasks.stages.canary import read_canaries
 from jora_tasks.stages.corpus import document_texts
 from jora_tasks.stages.searching import Asked, find_models, find_reranker, find_weight, open_searcher
+from jora_tasks.stages.slicing import slice_values
 
 if TYPE_CHECKING:
     from retrieval.labels import Missing
@@ -45,6 +47,8 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
     models = find_models(spec, index, store)
     path, settings = Path(spec.questions.path), spec.questions
     questions = _questions(spec)
+    read_canaries(spec)  # refused now rather than after training
+    slice_values(spec, index, store, {})
     source = Source("questions", path.name, digest_file(path))
 
     def write(target: Path) -> Mapping[str, Any]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.errors import InputError
 from jora_tasks.evaluation.gate import champion_unchanged, judge, verdict
 from jora_tasks.evaluation.page import render_verdict
 from jora_tasks.progress import Progress
 from jora_tasks.registry import Registry
 from jora_tasks.spec import RunSpec
+from jora_tasks.stages.canary import read_canaries
 
 VERSION = 1
 
@@ -27,9 +30,10 @@ def judge_adapter(spec: RunSpec, evaluation: Artifact, store: ArtifactStore, pro
       and ``verdict.html``.
 
     Raises:
-      InputError: if no registry answers.
+      InputError: if no registry answers, or the evaluation lacks slices or canary questions asked for.
     """
     report = json.loads(evaluation.file("report.json").read_text(encoding="utf-8"))
+    _check_evaluated(spec, report, evaluation)
     adapter = evaluation.manifest["inputs"]["adapter"]
     rival = Registry(store.home).rival(spec.name, adapter["digest"])
     champion = {"version": rival.version, "digest": rival.digest} if rival else None
@@ -52,7 +56,20 @@ def judge_adapter(spec: RunSpec, evaluation: Artifact, store: ArtifactStore, pro
             "failed": [each["name"] for each in checks if not each["passed"]],
         }
 
-    settings = {"name": spec.name, "gate": spec.gate.making(), "champion": champion}
+    asked = spec.gate.making() | {"canary": bool(spec.gate.canary_path)}
+    settings = {"name": spec.name, "gate": asked, "champion": champion}
     return store.build(
         "verdict", version=VERSION, settings=settings, inputs={"evaluation": evaluation}, write=write
     )
+
+
+def _check_evaluated(spec: RunSpec, report: Mapping[str, Any], evaluation: Artifact) -> None:
+    missing = [f"slice {name}" for name in spec.gate.slices if name not in report["slices"]]
+    canaries = read_canaries(spec)
+    if canaries and (report["canary"] or {}).get("digest") != canaries.source.digest:
+        missing.append(f"canary questions {canaries.source.name} as they are")
+    if missing:
+        raise InputError(
+            f"Evaluation {evaluation.key} was made without the {missing[0]}, which the gate asks for; "
+            "run `jora evaluate` with this spec."
+        )

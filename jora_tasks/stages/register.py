@@ -35,7 +35,14 @@ from jora_tasks.spec import RunSpec, is_url
 from jora_tasks.stages.gate import PAGE, VERDICT
 
 # Settings that may hold a local path; a registry is shared, so it gets the last name alone.
-_PATHS = ("documents.path", "questions.path", "index.embedder", "model.base", "lora.init_from")
+_PATHS = (
+    "documents.path",
+    "questions.path",
+    "index.embedder",
+    "model.base",
+    "lora.init_from",
+    "gate.canary_path",
+)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,21 @@ from __future__ import annotations
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.answers import AnswerScore, exact_match, normalise, score, token_f1
+from jora_tasks.evaluation.answers import (
+    AnswerScore,
+    abstains,
+    contains_answer,
+    exact_match,
+    normalise,
+    rouge_l,
+    score,
+    token_f1,
+)
 
 WORDS = [
     "the",
@@ -24,6 +35,9 @@ WORDS = [
     "pool",
     "pool",
 ]
+
+
+texts = st.lists(st.sampled_from([*WORDS, "-", "days", "Days"]), max_size=8).map(" ".join)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +96,55 @@ def test_f1_equals_rouge_1() -> None:
 
 
 def test_best_of_several_answers_counts() -> None:
-    assert score("sqlite database", ["postgres", "SQLite", "the sqlite database"]) == AnswerScore(1.0, 1.0)
-    assert score("sqlite database", ["postgres", "sqlite"]) == AnswerScore(0.0, pytest.approx(2 / 3))
+    best = AnswerScore(exact_match=1.0, f1=1.0, contains_answer=1.0, rouge_l=1.0)
+    assert score("sqlite database", ["postgres", "SQLite", "the sqlite database"]) == AnswerScore(
+        exact_match=1.0, f1=1.0, contains_answer=1.0, rouge_l=pytest.approx(0.8)
+    )
+    assert score("sqlite database", ["postgres", "SQLite", "sqlite database"]) == best
+    assert score("sqlite database", ["postgres", "sqlite"]) == AnswerScore(
+        0.0, pytest.approx(2 / 3), 1.0, pytest.approx(2 / 3)
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "contained"),
+    [
+        ("It is 30 days.", "30 days", 1.0),
+        ("It is 300 days.", "30", 0.0),  # whole words
+        ("days 30", "30 days", 0.0),  # in a row
+        ("", "30", 0.0),
+        ("the", "an", 1.0),
+        ("30", "the", 0.0),
+    ],
+)
+def test_contains_answer_by_hand(prediction: str, answer: str, contained: float) -> None:
+    assert contains_answer(prediction, answer) == contained
+
+
+@given(texts, texts)
+def test_rouge_l_equals_rouge_score(prediction: str, answer: str) -> None:
+    oracle = RougeScorer(["rougeL"]).score(answer, prediction)["rougeL"].fmeasure
+    if any(character.isalnum() for character in prediction + answer):  # it has no rule for empty texts
+        assert rouge_l(prediction, answer) == pytest.approx(oracle)
+
+
+def test_rouge_l_knows_words_of_any_script() -> None:
+    assert rouge_l("Тридцать дней в году", "тридцать дней") == pytest.approx(2 * 2 / 6)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "abstained"),
+    [
+        ("The sources do not say.", True),
+        ("the sources do not say", True),
+        ("The sources do not say it, but 30.", True),
+        ("The sources do not saying", False),
+        ("30", False),
+        ("", False),
+    ],
+)
+def test_abstaining(prediction: str, abstained: bool) -> None:
+    assert abstains(prediction, "The sources do not say.") is abstained
 
 
 def test_no_answer_to_compare_with() -> None:

@@ -1,7 +1,9 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jora_tasks.evaluation.citations import score_citations, split_citations
-from jora_tasks.evaluation.summary import ADAPTER, CLOSED_BOOK, Question, Resampling, score_arm, summarise
+from jora_tasks.evaluation.citations import score_citations, split_citations, supporting_labels
+from jora_tasks.evaluation.summary import ADAPTER, Question, Said, Shown, score_arm
 
 
 @pytest.mark.parametrize(
@@ -22,9 +24,10 @@ def test_labels_at_the_end_are_no_part_of_the_answer(text, answer, labels):
 
 
 def test_precision_and_recall():
+    """ALCE by hand, sources 1 and 3 supporting: what does not support alone is needless beside what does."""
     found = {tuple(cited): score_citations(cited, (1, 3)) for cited in ([1], [1, 3], [2], [], [1, 2, 3, 4])}
     assert {key: (each.precision, each.recall) for key, each in found.items()} == {
-        (1,): (1.0, 0.5),
+        (1,): (1.0, 1.0),
         (1, 3): (1.0, 1.0),
         (2,): (0.0, 0.0),
         (): (0.0, 0.0),
@@ -32,25 +35,56 @@ def test_precision_and_recall():
     }
 
 
-def ask(supporting):
-    return [Question(f"q{i}", "q", ("30 days",), f"g{i}", each) for i, each in enumerate(supporting)]
+def alce(cited, supports):
+    """ALCE's own rules over any judge of support, word for word."""
+    recall = float(bool(cited) and supports(cited))
+    precise = 0
+    for one in cited:
+        others = [each for each in cited if each != one]
+        irrelevant = not supports([one]) and bool(others) and supports(others)
+        precise += bool(recall) and not irrelevant
+    return (precise / len(cited) if cited else 0.0), recall
 
 
-SAID = {"q0": "30 days [1]", "q1": "30 days [2]", "q2": "30 days [1]"}
+@given(cited=st.sets(st.integers(1, 5)), supporting=st.sets(st.integers(1, 5)))
+def test_figures_are_those_of_alce_where_sources_support_by_themselves(cited, supporting):
+    found = score_citations(cited, supporting)
+    assert (found.precision, found.recall) == alce(sorted(cited), lambda some: bool(set(some) & supporting))
+
+
+@pytest.mark.parametrize(
+    ("said", "right", "labels"),
+    [
+        ("30 days", True, (1, 2)),
+        ("30 days.", False, (1,)),
+        ("thirty", True, (2,)),
+        ("40", False, ()),
+        ("", False, ()),
+    ],
+)
+def test_a_source_supports_what_it_says_or_is_known_to_hold(said, right, labels):
+    sources = ("Leave\n30 days a year", "Leave\na month, roughly")
+    assert supporting_labels(said, right, sources, evidence=(2,)) == labels
+
+
+SAID = {"q0": Said("30 days [1]"), "q1": Said("30 days [2]"), "q2": Said("40 [1]"), "q3": Said("Not said.")}
+SOURCES = ("Leave\n30 days", "Pay\nmonthly")
+
+
+def asked(sources):
+    question = [Question(f"q{i}", "q", ("30 days",), f"g{i}", f"g{i}") for i in range(4)]
+    return [(each, Shown((1,), sources)) for each in question]
 
 
 def test_answers_are_compared_without_citations_where_these_were_asked_for():
-    rows = score_arm(ADAPTER, ask([(1,), (1,), ()]), SAID)
-    assert [row.exact_match for row in rows] == [1.0, 1.0, 1.0]
-    assert [row.citation_recall for row in rows] == [1.0, 0.0, None]
-    assert [row.prediction for row in rows] == list(SAID.values())
-    figures = summarise(rows, Resampling(100, 0.9, 0))
-    assert figures["citations"]["citation_precision"] == 0.5 and figures["citations"]["n"] == 2
-    closed = score_arm(CLOSED_BOOK, ask([(1,), (1,), ()]), SAID)
-    assert "citations" not in summarise(closed, Resampling(100, 0.9, 0))
+    rows = score_arm(ADAPTER, asked(SOURCES), SAID, "Not said.")
+    assert [row.scores["exact_match"] for row in rows] == [1.0, 1.0, 0.0, 0.0]
+    assert [row.scores.get("citation_recall") for row in rows] == [1.0, 0.0, 0.0, None]
+    assert [row.abstained for row in rows] == [False, False, False, True]
+    assert [row.prediction for row in rows] == [said.text for said in SAID.values()]
 
 
 def test_else_labels_are_words_of_the_answer():
-    rows = score_arm(ADAPTER, ask([None] * 3), SAID)
-    assert [row.exact_match for row in rows] == [0.0, 0.0, 0.0]
-    assert "citations" not in summarise(rows, Resampling(100, 0.9, 0))
+    rows = score_arm(ADAPTER, asked(None), SAID, "Not said.")
+    assert [row.scores["exact_match"] for row in rows] == [0.0] * 4
+    assert not [row for row in rows if "citation_recall" in row.scores]

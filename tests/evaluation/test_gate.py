@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.gate import fewest_groups, judge, verdict
+from jora_tasks.evaluation.gate import fewest_clusters, judge, verdict
 from jora_tasks.evaluation.page import render_verdict
 from jora_tasks.spec import GateConfig, parse_spec
 
@@ -29,7 +29,7 @@ def report(base: Any, champion: Any = None, questions: int = 160, groups: int = 
     return {
         "confidence": 0.95,
         "questions": questions,
-        "groups": groups,
+        "clusters": {"n": groups},
         "difference": base if isinstance(base, dict) else difference(*base),
         "champion": champion,
     }
@@ -139,6 +139,6 @@ def test_the_page_shows_each_check_and_escapes_it() -> None:
 
 
 @pytest.mark.parametrize(("confidence", "groups"), [(0.75, 3), (0.9, 5), (0.95, 6), (0.99, 8)])
-def test_fewest_groups(confidence: float, groups: int) -> None:
-    assert fewest_groups(confidence) == groups
+def test_fewest_clusters(confidence: float, groups: int) -> None:
+    assert fewest_clusters(confidence) == groups
     assert 2 * 0.5**groups <= 1 - confidence + 1e-12 < 2 * 0.5 ** (groups - 1)

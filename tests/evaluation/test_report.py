@@ -23,6 +23,8 @@ from jora_tasks.evaluation.summary import (
     CLOSED_BOOK,
     Question,
     Resampling,
+    Said,
+    Shown,
     compare,
     score_arm,
     summarise,
@@ -33,12 +35,19 @@ EVIL = "<script>alert('x')</script><img src=x onerror=y>"
 
 def make_report(champion: bool = False, wrong: str = "wrong") -> tuple[dict[str, Any], dict[str, Any]]:
     """Twenty questions: closed book never right, base right on 2, adapter on all but 1."""
-    questions = [Question(f"q{i}", f"Question {i}?", ("right",), f"g{i // 2}") for i in range(20)]
+    questions = [
+        Question(f"q{i}", f"Question {i}?", ("right",), f"g{i // 2}", f"g{i // 2}") for i in range(20)
+    ]
     right = {CLOSED_BOOK: set(), BASE: {0, 19}, ADAPTER: set(range(19))}
     if champion:
         right[CHAMPION] = set(range(5))
     rows = {
-        arm: score_arm(arm, questions, {f"q{i}": "right" if i in won else wrong for i in range(20)})
+        arm: score_arm(
+            arm,
+            [(question, Shown()) for question in questions],
+            {f"q{i}": Said("right" if i in won else wrong, 0.5) for i in range(20)},
+            "The sources do not say.",
+        )
         for arm, won in right.items()
     }
     how = Resampling(500, 0.95, 0)
@@ -46,7 +55,8 @@ def make_report(champion: bool = False, wrong: str = "wrong") -> tuple[dict[str,
         "adapter": {"key": "0123456789abcdef", "digest": "sha256:a"},
         "base_model": {"kind": "model", "name": "tiny & <base>", "digest": "sha256:b"},
         "questions": 20,
-        "groups": 10,
+        "clusters": {"n": 10, "by": {"group": 20}},
+        "without_gold_context": None,
         "confidence": 0.95,
         "bootstrap_samples": 500,
         "arms": {arm: summarise(scored, how) for arm, scored in rows.items()},
@@ -104,12 +114,13 @@ def test_the_evaluation_loss_has_a_curve_where_there_were_evaluations() -> None:
 def test_page_tells_citations_where_they_were_asked_for() -> None:
     report, rows = make_report()
     assert "Citations" not in _Page(render_report(report, rows)).text
-    asked = [Question(f"q{i}", "?", ("right",), f"g{i}", (2,)) for i in range(4)]
-    said = {"q0": "right [2]", "q1": "right [1][2]", "q2": "right", "q3": "right [2]"}
-    report["arms"][ADAPTER] = summarise(score_arm(ADAPTER, asked, said), Resampling(100, 0.95, 0))
+    shown = Shown((2,), ("heading\nother text", "heading\nnothing of it"))
+    asked = [(Question(f"q{i}", "?", ("right",), f"g{i}", f"g{i}"), shown) for i in range(4)]
+    said = {f"q{i}": Said(text) for i, text in enumerate(["right [2]", "right [1][2]", "right", "right [2]"])}
+    report["arms"][ADAPTER] = summarise(score_arm(ADAPTER, asked, said, "-"), Resampling(100, 0.95, 0))
     text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
-    assert "Adapter + contexts: precision 0.625, recall 0.750 of the sources" in text
-    assert "over 4 questions" in text
+    assert "Adapter + contexts: precision 0.625, recall 0.750, over 4 answers" in text
+    assert "a proxy of ALCE" in text
 
 
 def test_page_tells_the_figures() -> None:
@@ -117,7 +128,7 @@ def test_page_tells_the_figures() -> None:
     text = _Page(render_report(report, rows, history=HISTORY, lengths=[300, 310])).text
     for arm in ("Base, closed book", "Base + contexts", "Adapter + contexts", "Champion + contexts"):
         assert arm in text
-    assert "20 held-out questions in 10 groups, over tiny & <base>" in re.sub(r"\s+", " ", text)
+    assert "20 held-out questions in 10 clusters, over tiny & <base>" in re.sub(r"\s+", " ", text)
     for figures in report["arms"].values():
         low, high = figures["interval"]["exact_match"]
         assert f"{figures['exact_match']:.3f}  [{low:.3f}, {high:.3f}]" in text

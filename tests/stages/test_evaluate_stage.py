@@ -21,6 +21,7 @@ from jora_tasks.models import model_source
 from jora_tasks.progress import Event, Progress
 from jora_tasks.registry import BASE_MODEL, COMPARED_WITH, DIGEST, EVALUATION, KEY, Registry
 from jora_tasks.spec import LoraConfig, RunSpec, parse_spec
+from jora_tasks.stages.contexts import contexts_schema
 from jora_tasks.stages.evaluate import evaluate_adapter
 
 WORDS = [f"word{i}" for i in range(60)]
@@ -82,9 +83,22 @@ def make_prompts(store: ArtifactStore, test: int = 10, seed: int = 0) -> Artifac
     generator = random.Random(seed)
 
     def write_contexts(folder: Path) -> dict[str, Any]:
-        rows = [{"question_id": f"q{i}", "group": f"fact{i // 2}"} for i in range(test)]
-        schema = pa.schema([("question_id", pa.string()), ("group", pa.string())])
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "contexts.parquet")
+        rows = [
+            {
+                "question_id": f"q{i}",
+                "question": f"question {i}?",
+                "answers": [WORDS[i % 60]],
+                "split": "test",
+                "group": f"fact{i // 2}",
+                "evidence": [],
+                "contexts": [],
+                "candidates": [],
+                "measures": {"recall@1": float(i % 2), "rr@4": 0.5},
+            }
+            for i in range(test)
+        ]
+        table = pa.Table.from_pylist(rows, schema=contexts_schema())
+        pq.write_table(table, folder / "contexts.parquet")
         return RETRIEVAL
 
     contexts = store.build(
@@ -104,6 +118,8 @@ def make_prompts(store: ArtifactStore, test: int = 10, seed: int = 0) -> Artifac
                     "input_ids": [*prompt, 5, 1],
                     "prompt_length": len(prompt),
                     "closed_book_ids": prompt[-3:],
+                    "oracle_labels": [],
+                    "context_ids": [],
                 }
             )
         ids = pa.list_(pa.int32())
@@ -116,6 +132,8 @@ def make_prompts(store: ArtifactStore, test: int = 10, seed: int = 0) -> Artifac
                 ("input_ids", ids),
                 ("prompt_length", pa.int32()),
                 ("closed_book_ids", ids),
+                ("oracle_labels", ids),
+                ("context_ids", pa.list_(pa.string())),
             ]
         )
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / "prompts.parquet")
@@ -192,14 +210,14 @@ def generated(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Whether the adapter was used, for each call of the real generation."""
     import jora_tasks.evaluation.generation as generation
 
-    real: Callable[..., Any] = generation.generate
+    real: Callable[..., Any] = generation.generate_and_score
     calls: list[bool] = []
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         calls.append(kwargs["use_adapter"])
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(generation, "generate", counting)
+    monkeypatch.setattr(generation, "generate_and_score", counting)
     return calls
 
 
@@ -232,10 +250,30 @@ def test_arms_answer_as_transformers_and_peft_do(store: ArtifactStore, base_fold
     def ours(arm: str) -> dict[str, str]:
         return {name: row["prediction"] for name, row in rows_of(evaluation, arm).items()}
 
+    def losses(model: Any, column: str) -> dict[str, float]:
+        """Teacher forcing: the prompt's tokens have no label."""
+        found = {}
+        for name, row in examples.items():
+            length = row["prompt_length"]
+            prompt = row["input_ids"][:length] if column == "open" else row["closed_book_ids"]
+            ids = torch.tensor([[*prompt, *row["input_ids"][length:]]])
+            labels = ids.clone()
+            labels[0, : len(prompt)] = -100
+            with torch.no_grad():
+                found[name] = model(input_ids=ids, labels=labels).loss.item()
+        return found
+
+    def our_losses(arm: str) -> dict[str, float]:
+        return {name: row["answer_loss"] for name, row in rows_of(evaluation, arm).items()}
+
+    assert our_losses("base_closed_book") == pytest.approx(losses(base, "closed"), abs=1e-4)
+    assert our_losses("base_with_contexts") == pytest.approx(losses(base, "open"), abs=1e-4)
     assert ours("base_closed_book") == answers(base, "closed")
     with_contexts = answers(base, "open")
     assert ours("base_with_contexts") == with_contexts
-    adapted = answers(PeftModel.from_pretrained(base, adapter.path), "open")
+    peft = PeftModel.from_pretrained(base, adapter.path)
+    assert our_losses("adapter_with_contexts") == pytest.approx(losses(peft, "open"), abs=1e-4)
+    adapted = answers(peft, "open")
     assert ours("adapter_with_contexts") == adapted
     assert adapted != with_contexts
 
@@ -265,8 +303,14 @@ def test_report_has_figures_of_the_stored_predictions(store: ArtifactStore, base
         means["adapter_with_contexts"] - means["base_with_contexts"]
     )
     assert report["difference"]["against"] == "base_with_contexts"
-    assert (report["questions"], report["groups"], report["champion"]) == (10, 5, None)
-    assert report["retrieval"] == RETRIEVAL | {"measures": RETRIEVAL["measures"]["test"]}
+    assert (report["questions"], report["champion"]) == (10, None)
+    assert report["clusters"] == {"n": 5, "by": {"group": 10}}
+    assert report["without_gold_context"] == {"questions": 10, "reason": "no evidence is known"}
+    assert report["retrieval"]["measures"] == {"recall@1": 0.5, "rr@4": 0.5}
+    low, high = report["retrieval"]["interval"]["recall@1"]
+    assert low <= 0.5 <= high
+    assert report["retrieval"]["recall_at_k"] == RETRIEVAL["recall_at_k"]
+    assert report["retrieval"]["retriever"] == RETRIEVAL["retriever"]
     assert "verdict" not in report
     assert evaluation.counts["questions"] == 10
     assert str(store.home) not in json.dumps(report) + json.dumps(dict(evaluation.manifest))
@@ -373,8 +417,14 @@ def test_without_contexts_each_question_is_its_own_group(store: ArtifactStore, b
     shutil.rmtree(store.home / "artifacts" / "contexts")
     adapter = make_adapter(store, base_folder, prompts, seed=1)
     report = report_of(evaluate_adapter(make_spec(base_folder), adapter, prompts, store, Progress()))
-    assert report["groups"] == 10
-    assert set(report["retrieval"].values()) == {None}
+    assert report["clusters"] == {"n": 10, "by": {"question": 10}}
+    assert report["retrieval"] == {
+        "n": 0,
+        "measures": {},
+        "interval": {},
+        "recall_at_k": None,
+        "retriever": None,
+    }
 
 
 def test_no_test_question(store: ArtifactStore, base_folder: Path) -> None:

@@ -57,7 +57,7 @@ def make_evaluation(
     report: dict[str, Any] = {
         "base_model": {"kind": "model", "name": "tiny-base", "digest": "sha256:base"},
         "questions": 80,
-        "groups": 40,
+        "clusters": {"n": 40, "by": {"document": 80}},
         "confidence": 0.95,
         "arms": {
             "base_with_contexts": figures(0.1, 0.05, 0.2),
