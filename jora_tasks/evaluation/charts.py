@@ -27,7 +27,7 @@ class Bar:
 
 def bars(items: Sequence[Bar], title: str) -> Markup:
     """Horizontal bars from 0 to 1, each with its interval as a whisker and its figures written out."""
-    row, left, right = 38, 150, 150
+    row, left, right = 38, 164, 150
     height = row * len(items) + 28
     span = WIDTH - left - right
     parts = [_open(height, title)]

@@ -13,6 +13,7 @@ from typing import Any
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
 from jora_tasks.errors import InputError
 from jora_tasks.evaluation.answerer import Answerer
+from jora_tasks.evaluation.calibration import score_bins
 from jora_tasks.evaluation.generation import check_lengths
 from jora_tasks.evaluation.summary import (
     ADAPTER,
@@ -35,6 +36,7 @@ from jora_tasks.spec import RunSpec
 from jora_tasks.stages import held_out
 from jora_tasks.stages.answering import PREDICTIONS, Arm, Counter, answers_of, said_of, write_predictions
 from jora_tasks.stages.canary import CANARY, ask_canaries, canary_report, read_canaries
+from jora_tasks.stages.drifting import drift_report
 from jora_tasks.stages.held_out import Asked, HeldOut, contexts_of, prompts_config, read_held_out
 from jora_tasks.stages.slicing import slice_names
 from jora_tasks.trainer.config import read_config
@@ -130,11 +132,12 @@ def evaluate_adapter(
         }
 
     def write(folder: Path) -> dict[str, Any]:
+        drift = drift_report(rival, contexts, store)
         rows = {}
         for arm in arms:
             put = [(each.question, each.shown) for each in questions.asked[arm.prompt]]
             rows[arm.name] = score_arm(arm.name, put, said_of(answered[arm.name]), config.abstention)
-        report = _report(spec, adapter, base, rows, rival, obstacle, contexts, questions)
+        report = _report(spec, adapter, base, rows, rival, obstacle, contexts, questions, drift)
         if canaries:
             put = canaries.shown(config.cite)
             scored = {
@@ -146,7 +149,8 @@ def evaluate_adapter(
             report["canary"] = canary_report(canaries, scored, ADAPTER, opponent, version)
             write_predictions(scored, folder / CANARY_PREDICTIONS)
         write_predictions(rows, folder / PREDICTIONS)
-        _write(folder, rows, report, adapter, prompts)
+        lengths = {each.question.id: len(each.prompt) for each in questions.asked[held_out.OPEN]}
+        _write(folder, rows, report, adapter, prompts, lengths)
         return {
             "questions": len(questions.questions),
             "clusters": report["clusters"]["n"],
@@ -207,6 +211,7 @@ def _report(
     obstacle: str | None,
     contexts: Artifact | None,
     questions: HeldOut,
+    drift: Mapping[str, Any],
 ) -> dict[str, Any]:
     settings = spec.evaluation
     resampling = Resampling(settings.bootstrap_samples, settings.confidence, settings.seed)
@@ -236,7 +241,9 @@ def _report(
             **retrieval_measures(questions.questions, resampling),
             "recall_at_k": contexts.counts.get("recall_at_k") if contexts else None,
             "retriever": contexts.counts.get("retriever") if contexts else None,
+            "calibration": score_bins(questions.scored),
         },
+        "drift": drift,
         "slices": by_slice(rows, resampling),
         "canary": None,
     }
@@ -248,6 +255,7 @@ def _write(
     report: Mapping[str, Any],
     adapter: Artifact,
     prompts: Artifact,
+    prompt_lengths: Mapping[str, int],
 ) -> None:
     from jora_tasks.evaluation.report import read_history, read_lengths, render_report
 
@@ -257,5 +265,6 @@ def _write(
         rows,
         history=read_history(adapter.file("metrics.jsonl")),
         lengths=read_lengths(prompts.file("prompts.parquet")),
+        prompt_lengths=prompt_lengths,
     )
     (folder / PAGE).write_text(page, encoding="utf-8")

@@ -47,11 +47,13 @@ class HeldOut:
       asked: `OPEN`, `CLOSED` or `GOLD` → the questions that there is such a prompt for, in one order.
       clustered_by: how many questions were put into their cluster by document, group or question.
       without_gold: how many have no gold context, and why; None if each has.
+      scored: score of each chunk retrieved for a question with evidence, and whether it holds some.
     """
 
     asked: Mapping[str, Sequence[Asked]]
     clustered_by: Mapping[str, int]
     without_gold: Mapping[str, Any] | None
+    scored: Sequence[tuple[float, bool]] = ()
 
     @property
     def questions(self) -> list[Question]:
@@ -94,7 +96,14 @@ def read_held_out(
         ],
     }
     asked[GOLD], without_gold = _gold(questions, retrieved, contexts, config, base_folder, store)
-    return HeldOut(asked, clustered_by, without_gold)
+    scored = [
+        (each.score, each.oracle)
+        for question in questions
+        if question.id in retrieved and retrieved[question.id].question.spans
+        for each in retrieved[question.id].question.contexts
+        if each.score is not None
+    ]
+    return HeldOut(asked, clustered_by, without_gold, scored)
 
 
 def prompts_config(prompts: Artifact) -> PromptsConfig:

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jora_tasks.evaluation import charts
+from jora_tasks.evaluation.calibration import score_bins
+from jora_tasks.evaluation.drift import LARGE, STABLE
 from jora_tasks.evaluation.report import read_history, read_lengths, render_report
 from jora_tasks.evaluation.summary import (
     ADAPTER,
@@ -62,7 +64,16 @@ def make_report(champion: bool = False, wrong: str = "wrong") -> tuple[dict[str,
         "arms": {arm: summarise(scored, how) for arm, scored in rows.items()},
         "difference": compare(rows[ADAPTER], rows[BASE], how),
         "champion": None,
-        "retrieval": {"recall_at_k": {"1": 0.8, "4": 0.95}},
+        "retrieval": {
+            "n": 20,
+            "measures": {"recall@1": 0.8, "recall@4": 0.95},
+            "interval": {"recall@1": [0.7, 0.9], "recall@4": [0.9, 1.0]},
+            "recall_at_k": {"1": 0.8, "4": 0.95},
+            "calibration": score_bins([(0.1, False), (0.2, False), (0.8, True), (0.9, True)], bins=2),
+        },
+        "slices": {},
+        "canary": None,
+        "drift": {"reason": "there is none to compare with"},
     }
     if champion:
         report["champion"] = {
@@ -98,7 +109,9 @@ def test_page_needs_nothing_else() -> None:
     page = render_report(report, rows, history=HISTORY, lengths=[300, 310, 420])
     read = _Page(page)
     assert not {"script", "link", "img", "iframe", "object"} & set(read.tags)
-    assert not {"src", "href", "srcset"} & {name for name, _ in read.attributes}
+    assert not {"src", "srcset"} & {name for name, _ in read.attributes}
+    targets = {value for name, value in read.attributes if name == "href"}
+    assert targets <= {f"#{value}" for name, value in read.attributes if name == "id"}
     assert not re.search(r"https?:|url\(|@import", page)
     assert "default-src 'none'" in page and "prefers-color-scheme: dark" in page
 
@@ -113,14 +126,15 @@ def test_the_evaluation_loss_has_a_curve_where_there_were_evaluations() -> None:
 
 def test_page_tells_citations_where_they_were_asked_for() -> None:
     report, rows = make_report()
-    assert "Citations" not in _Page(render_report(report, rows)).text
+    assert "ALCE" not in _Page(render_report(report, rows)).text
     shown = Shown((2,), ("heading\nother text", "heading\nnothing of it"))
     asked = [(Question(f"q{i}", "?", ("right",), f"g{i}", f"g{i}"), shown) for i in range(4)]
     said = {f"q{i}": Said(text) for i, text in enumerate(["right [2]", "right [1][2]", "right", "right [2]"])}
     report["arms"][ADAPTER] = summarise(score_arm(ADAPTER, asked, said, "-"), Resampling(100, 0.95, 0))
     text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
-    assert "Adapter + contexts: precision 0.625, recall 0.750, over 4 answers" in text
-    assert "a proxy of ALCE" in text
+    assert "Citation precision – – 0.625" in text
+    assert "Citation recall – – 0.750" in text
+    assert "ALCE (arXiv 2305.14627), but what supports an answer is told by a proxy" in text
 
 
 def test_page_tells_the_figures() -> None:
@@ -132,8 +146,14 @@ def test_page_tells_the_figures() -> None:
     for figures in report["arms"].values():
         low, high = figures["interval"]["exact_match"]
         assert f"{figures['exact_match']:.3f}  [{low:.3f}, {high:.3f}]" in text
-    assert "adapter minus champion, version 7" in text
-    assert "recall@4 0.950" in text
+    assert "Adapter minus champion, version 7, on the same questions" in text
+    difference = report["difference"]
+    low, high = difference["interval"]["exact_match"]
+    assert f"{difference['exact_match']:+.3f}  [{low:+.3f}, {high:+.3f}]" in text
+    assert f"{difference['p']['exact_match']:.4f}" in text
+    assert "10 by" not in text and "20 by group alone" in text
+    assert "0.950 [0.900, 1.000]" in text
+    assert "0.100 to 0.200" in text and "0.800 to 0.900" in text
 
 
 def test_examples_are_sorted_by_who_was_right() -> None:
@@ -158,19 +178,57 @@ def test_page_without_training_figures_or_champion() -> None:
     report, rows = make_report()
     text = _Page(render_report(report, rows)).text
     assert "Training loss" not in text and "Lengths" not in text and "champion" not in text
-    report["retrieval"] = {"recall_at_k": None}
-    assert "recall@" not in _Page(render_report(report, rows)).text
+    assert "Not told: there is none to compare with" in text
+    report["retrieval"] = {"n": 0, "measures": {}, "recall_at_k": None}
+    text = _Page(render_report(report, rows)).text
+    assert "recall@" not in text and "What a score is worth" not in text
 
 
 def test_page_tells_how_the_contexts_were_found() -> None:
     report, rows = make_report()
-    report["retrieval"] |= {
-        "measures": {"recall@4": 0.95, "rr@4": 0.875, "ndcg@4": 0.9},
-        "retriever": {"mode": "hybrid", "reason": "its recall is higher"},
+    report["retrieval"]["retriever"] = {"mode": "hybrid", "reason": "its recall is higher"}
+    assert "Search: hybrid (its recall is higher)" in _Page(render_report(report, rows)).text
+
+
+def test_page_tells_slices_canaries_and_drift() -> None:
+    report, rows = make_report(champion=True)
+    part = {"n": 12, "clusters": 6, "arms": report["arms"], "differences": {}}
+    report["slices"] = {"kind": {EVIL: part}}
+    report["canary"] = {
+        "questions": 9,
+        "against": CHAMPION,
+        "right": {ADAPTER: 7, CHAMPION: 8},
+        "regressions": ["leave-days"],
     }
-    text = _Page(render_report(report, rows)).text
-    assert "recall@4 0.950, rr@4 0.875, ndcg@4 0.900" in text
-    assert "Search: hybrid (its recall is higher)" in text
+    figures = [
+        {
+            "name": "characters of a document",
+            "then": 900,
+            "now": 1300,
+            "psi": 0.3,
+            "chance": 0.1,
+            "level": LARGE,
+        },
+        {"name": "questions without answer", "then": 0.1, "now": 0.12, "level": STABLE},
+    ]
+    documents = {"added": 3, "updated": 1, "removed": 0, "unchanged": 1200}
+    report["drift"] = {"against": 7, "documents": documents, "figures": figures}
+    page = render_report(report, rows)
+    text = re.sub(r"\s+", " ", _Page(page).text)
+    assert "Exact match by kind kind Questions Clusters" in text and f"{EVIL} 12 6" in text
+    assert "<script" not in page
+    assert "Lost: leave-days" in text and "champion + contexts 8" in text
+    assert "3 documents added, 1 documents updated, 0 documents removed, 1,200 documents unchanged" in text
+    assert "characters of a document 900 1,300 0.300 0.100 large drift" in text
+    assert "questions without answer 0.1 0.12 – – stable" in text
+
+
+def test_worst_and_longest_are_shown_with_what_makes_them_so() -> None:
+    report, rows = make_report()
+    text = re.sub(r"\s+", " ", _Page(render_report(report, rows, prompt_lengths={"q3": 4200, "q5": 17})).text)
+    longest = text[text.index("Longest prompts (2)") :]
+    assert longest.index("Question 3? (4,200 tokens)") < longest.index("Question 5? (17 tokens)")
+    assert "Worst: highest answer loss of the adapter (8)" in text and "(loss 0.500)" in text
 
 
 def test_page_is_the_same_each_time() -> None:

@@ -311,6 +311,7 @@ def test_report_has_figures_of_the_stored_predictions(store: ArtifactStore, base
     assert low <= 0.5 <= high
     assert report["retrieval"]["recall_at_k"] == RETRIEVAL["recall_at_k"]
     assert report["retrieval"]["retriever"] == RETRIEVAL["retriever"]
+    assert "no champion" in report["drift"]["reason"]
     assert "verdict" not in report
     assert evaluation.counts["questions"] == 10
     assert str(store.home) not in json.dumps(report) + json.dumps(dict(evaluation.manifest))
@@ -424,6 +425,7 @@ def test_without_contexts_each_question_is_its_own_group(store: ArtifactStore, b
         "interval": {},
         "recall_at_k": None,
         "retriever": None,
+        "calibration": [],
     }
 
 
