@@ -13,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
-from jora_tasks.evaluation.summary import Prediction, Question, Shown
+from jora_tasks.evaluation.summary import (
+    ADAPTER,
+    CHAMPION,
+    Prediction,
+    Question,
+    Said,
+    Shown,
+    score_arm,
+)
 from jora_tasks.prompting.conversation import served_instruction
 from jora_tasks.prompting.packing import Packer
 from jora_tasks.prompting.passages import found_passage
 from jora_tasks.reading import read_text
+from jora_tasks.registry import RegisteredAdapter
 from jora_tasks.spec import PromptsConfig, RunSpec
 from jora_tasks.stages.held_out import Asked
 
@@ -30,10 +39,6 @@ class Canaries:
 
     questions: Sequence[Question]
     source: Source
-
-    def shown(self, cite: bool) -> list[tuple[Question, Shown]]:
-        """What scoring is told of their prompts: whether answers were asked to cite, no more."""
-        return [(question, Shown(sources=() if cite else None)) for question in self.questions]
 
 
 def read_canaries(spec: RunSpec) -> Canaries | None:
@@ -90,30 +95,38 @@ def _always(answer: str, _: object) -> str:
     return answer
 
 
-def regressions(adapter: Sequence[Prediction], opponent: Sequence[Prediction]) -> list[str]:
-    """Ids of the questions whose answer the opponent's text contains and the adapter's does not."""
-    held = {row.question.id for row in adapter if row.scores["contains_answer"] == 1}
-    return [
-        row.question.id
-        for row in opponent
-        if row.scores["contains_answer"] == 1 and row.question.id not in held
-    ]
-
-
-def canary_report(
+def score_canaries(
     canaries: Canaries,
-    rows: Mapping[str, Sequence[Prediction]],
-    adapter: str,
-    opponent: str,
-    version: int | None,
-) -> dict[str, Any]:
-    """For report.json: ``digest`` of the file, ``questions``, ``against`` and its ``version``, how many each
-    arm has ``right``, and the ``regressions`` by id."""
-    return {
+    said: Mapping[str, Mapping[str, Said]],
+    config: PromptsConfig,
+    champion: RegisteredAdapter | None,
+) -> tuple[dict[str, list[Prediction]], dict[str, Any]]:
+    """The scores of each arm, and what report.json has of them.
+
+    A question is right where the answer contains a known one, so that a base that answers in sentences is
+    not held to the adapter's brevity.
+
+    Args:
+      said: arm → question id → its answer; the adapter's, and those of one opponent.
+      champion: who the opponent is, unless that is the base.
+
+    Returns:
+      Arm → predictions; and ``digest`` of the file, ``questions``, ``against`` and its ``version``, how many
+      each arm has ``right``, and the ids of the ``regressions``: right before, and not any more.
+    """
+    shown = Shown(sources=() if config.cite else None)
+    asked = [(question, shown) for question in canaries.questions]
+    rows = {arm: score_arm(arm, asked, each, config.abstention) for arm, each in said.items()}
+    right = {
+        arm: [row.question.id for row in each if row.scores["contains_answer"] == 1]
+        for arm, each in rows.items()
+    }
+    opponent = next(arm for arm in rows if arm != ADAPTER)
+    return rows, {
         "digest": canaries.source.digest,
         "questions": len(canaries.questions),
         "against": opponent,
-        "version": version,
-        "right": {arm: sum(row.scores["contains_answer"] == 1 for row in each) for arm, each in rows.items()},
-        "regressions": regressions(rows[adapter], rows[opponent]),
+        "version": champion.version if champion and opponent == CHAMPION else None,
+        "right": {arm: len(each) for arm, each in right.items()},
+        "regressions": [id_ for id_ in right[opponent] if id_ not in right[ADAPTER]],
     }

@@ -35,7 +35,7 @@ from jora_tasks.registry import BASE_MODEL, RegisteredAdapter, Registry
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages import held_out
 from jora_tasks.stages.answering import PREDICTIONS, Arm, Counter, answers_of, said_of, write_predictions
-from jora_tasks.stages.canary import CANARY, ask_canaries, canary_report, read_canaries
+from jora_tasks.stages.canary import CANARY, ask_canaries, read_canaries, score_canaries
 from jora_tasks.stages.drifting import drift_report
 from jora_tasks.stages.held_out import Asked, HeldOut, contexts_of, prompts_config, read_held_out
 from jora_tasks.stages.slicing import slice_names
@@ -120,8 +120,10 @@ def evaluate_adapter(
         "cluster_by": spec.evaluation.cluster_by,
         "champion": {"version": rival.version, "digest": rival.digest} if rival else None,
     }
-    if slice_names(spec):
-        settings["slices"] = slice_names(spec)
+    if contexts is not None and slice_names(spec):
+        # The contexts have no part of what slices are made of, and may be the same without it.
+        made_of_it = {kind: contexts.manifest["inputs"][kind]["digest"] for kind in ("index", "questions")}
+        settings["slices"] = {"by": slice_names(spec), **made_of_it}
     inputs: dict[str, Input] = {"adapter": adapter, "prompts": prompts, "base_model": base, **answered}
     if contexts is not None:
         inputs["contexts"] = contexts
@@ -139,14 +141,8 @@ def evaluate_adapter(
             rows[arm.name] = score_arm(arm.name, put, said_of(answered[arm.name]), config.abstention)
         report = _report(spec, adapter, base, rows, rival, obstacle, contexts, questions, drift)
         if canaries:
-            put = canaries.shown(config.cite)
-            scored = {
-                arm: score_arm(arm, put, said_of(each), config.abstention)
-                for arm, each in canary_answers.items()
-            }
-            opponent = next(arm for arm in scored if arm != ADAPTER)
-            version = rival.version if rival and opponent == CHAMPION else None
-            report["canary"] = canary_report(canaries, scored, ADAPTER, opponent, version)
+            said = {arm: said_of(each) for arm, each in canary_answers.items()}
+            scored, report["canary"] = score_canaries(canaries, said, config, rival)
             write_predictions(scored, folder / CANARY_PREDICTIONS)
         write_predictions(rows, folder / PREDICTIONS)
         lengths = {each.question.id: len(each.prompt) for each in questions.asked[held_out.OPEN]}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from jora_tasks.errors import InputError
@@ -92,3 +94,29 @@ def test_refusals() -> None:
         mean_interval([1, 0, 1], clusters=["a", "b"])
     with pytest.raises(InputError, match="not 2 and 1"):
         paired_difference([1, 0], [1])
+
+
+figures = st.lists(st.floats(-5, 5), min_size=1, max_size=30)
+names = st.lists(st.sampled_from("abcdef"), min_size=30, max_size=30)
+
+
+@given(values=figures, ids=names, shift=st.floats(-3, 3))
+def test_an_interval_holds_its_mean_and_moves_with_the_values(
+    values: list[float], ids: list[str], shift: float
+) -> None:
+    clusters = ids[: len(values)]
+    found = mean_interval(values, clusters=clusters, samples=200)
+    assert min(values) - 1e-9 <= found.low <= found.high <= max(values) + 1e-9
+    moved = mean_interval([value + shift for value in values], clusters=clusters, samples=200)
+    assert moved.interval == pytest.approx([found.low + shift, found.high + shift], abs=1e-9)
+    wider = mean_interval(values, clusters=clusters, samples=200, confidence=0.99)
+    assert wider.low <= found.low + 1e-12 and found.high - 1e-12 <= wider.high
+
+
+@given(values=figures, others=figures)
+def test_a_difference_seen_from_the_other_side_is_mirrored(values: list[float], others: list[float]) -> None:
+    n = min(len(values), len(others))
+    found = paired_difference(values[:n], others[:n], samples=200)
+    mirrored = paired_difference(others[:n], values[:n], samples=200)
+    assert mirrored.interval == pytest.approx([-found.high, -found.low], abs=1e-9)
+    assert paired_difference(values, values, samples=200).interval == [0.0, 0.0]
