@@ -107,6 +107,7 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
 def check_inputs(spec: RunSpec, store: ArtifactStore) -> None:
     """Refuse a questions file or a reranker that `retrieve_contexts` would, before there is an index."""
     _questions(spec)
+    read_canaries(spec)
     find_reranker(spec, store)
 
 
