@@ -50,6 +50,7 @@ class Connection:
     def _client(self) -> MlflowClient:
         if self._opened is None:
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             import mlflow  # noqa: F401 (sets the levels that are changed here)
 
             for logger in ("mlflow", "alembic"):
