@@ -47,6 +47,7 @@ RETRY_POLICY = ExceptionRetryPolicy(
         ),
         RetryRule(
             exception=[
+                "jora_tasks.errors.InputError",
                 "jora_tasks.airflow.failures.BadInput",
                 "jora_tasks.airflow.failures.StageOutOfMemory",
             ],

@@ -20,8 +20,9 @@ from jora_tasks.airflow import notices
 from jora_tasks.airflow.assets import event_extra
 from jora_tasks.airflow.child import Child, Outcome
 from jora_tasks.airflow.failures import RETRY_POLICY, BadInput, StageCancelled, failure, last_json
-from jora_tasks.airflow.params import base_spec, spec_from_params
+from jora_tasks.airflow.params import base_spec, settings, spec_from_params
 from jora_tasks.airflow.runs import good_spec_file, progress_file, run_folder, spec_file
+from jora_tasks.airflow.sweep import SWEEP, checked_variants
 from jora_tasks.artifacts import jora_home, write_text
 from jora_tasks.errors import InputError
 from jora_tasks.spec import RunSpec, dump_spec
@@ -66,6 +67,7 @@ class StageOperator(BaseOperator):
       arguments: further options of the command; what a mapped task is mapped over.
       command: what to run; the stage and its options are added.
       ends_well: whether a run that came past this task is a good one, whose settings the form offers next.
+      overrides: settings by name that this task has instead of the run's, as a variant of a sweep does.
 
     Returns:
       The command's JSON object: stage, state, kind, key, digest, path, counts, seconds; of a
@@ -75,7 +77,7 @@ class StageOperator(BaseOperator):
       AirflowException: see `failures`.
     """
 
-    template_fields: Sequence[str] = ("inputs", "arguments")
+    template_fields: Sequence[str] = ("inputs", "arguments", "overrides")
     ui_color = "#e8f0fe"
 
     def __init__(
@@ -87,11 +89,13 @@ class StageOperator(BaseOperator):
         arguments: Sequence[str] = (),
         command: Sequence[str] = COMMAND,
         ends_well: bool = False,
+        overrides: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.stage = stage
         self.ends_well = ends_well
+        self.overrides = overrides
         self.inputs = list(inputs)
         self.event_input = event_input
         self.arguments = arguments
@@ -137,15 +141,18 @@ class StageOperator(BaseOperator):
         folder = run_folder(home, run.dag_id, run.run_id)
         keys = {result["kind"]: result["key"] for result in self.inputs}
         try:
-            spec = run_spec(context)
+            spec = run_spec(context, self.overrides)
             if self.event_input and (event := _newest_event(context, self.event_input)):
                 keys[self.event_input.name] = event["key"]
         except InputError as error:
             raise BadInput(str(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(spec_file(folder), dump_spec(spec))
+        # Variants of one run side by side: a file each.
+        variant = context["ti"].map_index if self.overrides is not None else None
+        file = spec_file(folder, -1 if variant is None else variant)
+        write_text(file, dump_spec(spec))
         options = [part for kind, key in keys.items() for part in (f"--{kind}", key)]
-        command = [*self.command, self.stage, "--spec", str(spec_file(folder)), "--json"]
+        command = [*self.command, self.stage, "--spec", str(file), "--json"]
         return Call(
             (*command, *options, *self.arguments), stage_environment(home, folder, run), folder, spec, keys
         )
@@ -161,8 +168,8 @@ class StageOperator(BaseOperator):
             raise
 
 
-def run_spec(context: Context) -> RunSpec:
-    """The settings of a DAG run: those of the spec file with what the run's conf says otherwise.
+def run_spec(context: Context, overrides: Mapping[str, Any] | None = None) -> RunSpec:
+    """The settings of a DAG run: those of the spec file with what the run's conf and the overrides say.
 
     The form sends all it shows. A run on schedule or by an event has no conf, so what the form begins with
     does not reach it. One that an artifact's event started is of that artifact's line of adapters.
@@ -170,10 +177,26 @@ def run_spec(context: Context) -> RunSpec:
     Raises:
       InputError: for values that do not go together.
     """
-    spec = spec_from_params(context["dag_run"].conf or {}, base_spec())
+    conf = {name: value for name, value in (context["dag_run"].conf or {}).items() if name != SWEEP}
+    spec = spec_from_params({**conf, **(overrides or {})}, base_spec())
     events = [_newest_event(context, asset) for asset in context["triggering_asset_events"]]
     names = [event["name"] for event in events if event]
     return spec.model_copy(update={"name": names[0]}) if names else spec
+
+
+def run_variants(context: Context) -> list[dict[str, Any]]:
+    """The variants of a sweep.
+
+    Raises:
+      InputError: if one of them cannot be, with its number.
+    """
+    variants = checked_variants(context["params"][SWEEP], [setting.name for setting in settings()])
+    for number, variant in enumerate(variants):
+        try:
+            run_spec(context, variant)
+        except InputError as error:
+            raise InputError(f"{SWEEP}, variant {number}: {error}") from None
+    return variants
 
 
 def keep_form(spec: RunSpec, run: Any) -> None:

@@ -20,8 +20,9 @@ def run_folder(home: Path, dag_id: str, run_id: str) -> Path:
     return home / "runs" / dag_id / name
 
 
-def spec_file(folder: Path) -> Path:
-    return folder / "spec.yaml"
+def spec_file(folder: Path, variant: int = -1) -> Path:
+    """The settings of the run, or of one variant of a sweep."""
+    return folder / ("spec.yaml" if variant < 0 else f"spec-{variant}.yaml")
 
 
 def good_spec_file(home: Path, dag_id: str) -> Path:

@@ -46,7 +46,7 @@ def returned(run: Any, task_id: str) -> Any:
 
 
 def test_the_dags_run_every_stage_once_in_order(dags):
-    assert set(dags) == {"document_index", "adapter_training"}
+    assert set(dags) == {"document_index", "adapter_training", "adapter_sweep"}
     tasks = [task for dag in (dags["document_index"], dags["adapter_training"]) for task in dag.tasks]
     assert [task.stage for task in tasks if hasattr(task, "stage")] == [*STAGES, "promote"]
     assert dags["document_index"].task_dict["index"].upstream_task_ids == {"corpus", "embed"}
@@ -62,7 +62,7 @@ def test_runs_do_not_overlap_nor_catch_up(dags):
         assert dag.catchup is False
         assert all(task.retry_delay <= timedelta(minutes=1) for task in dag.tasks)
         assert all(task.retry_policy is not None for task in dag.tasks)
-        assert {task.retries for task in dag.tasks if task.task_id != "train"} == {2}
+        assert {task.retries for task in dag.tasks if getattr(task, "stage", "") != "train"} == {2}
     assert dags["adapter_training"].task_dict["train"].retries > 2  # each goes on from the saved state
 
 
@@ -78,7 +78,7 @@ def test_the_index_starts_training_and_not_itself(dags):
 
 
 def test_assets_are_files_and_declared_on_both_sides(dags):
-    for dag in dags.values():
+    for dag in (dags["document_index"], dags["adapter_training"]):
         for task in dag.tasks:
             assert task.task_id in ("corpus", "shards") or task.inlets
             assert task.task_id in ("register", "approval", "promote", "shards", "embed") or task.outlets
@@ -88,11 +88,11 @@ def test_assets_are_files_and_declared_on_both_sides(dags):
 
 def test_only_training_takes_the_gpu(dags):
     places = {task.task_id: (task.pool, task.queue) for dag in dags.values() for task in dag.tasks}
-    assert places.pop("train") == ("gpu", "gpu")
+    assert places.pop("train") == places.pop("variant.train") == ("gpu", "gpu")
     assert set(places.values()) == {("default_pool", "default")}
 
 
-@pytest.mark.parametrize("name", ["document_index", "adapter_training"])
+@pytest.mark.parametrize("name", ["document_index", "adapter_training", "adapter_sweep"])
 def test_parsing_imports_nothing_heavy(name):
     code = (
         "import runpy, sys, time, airflow.sdk, airflow.models\n"
@@ -131,6 +131,29 @@ def test_keys_travel_from_task_to_task(run_dag: Callable[..., Any], home, echo):
     evaluated = ["--adapter", "trainkey", "--evaluation", "evaluatekey"]
     assert options["register"] == [*given, *evaluated, "--verdict", "gatekey"]
     assert load_spec(spec_file(folder)).training.epochs == 3
+
+
+def test_each_variant_has_its_own_settings_and_the_chosen_one_is_registered(
+    run_dag: Callable[..., Any], home, echo, monkeypatch
+):
+    monkeypatch.setattr("jora_tasks.airflow.sweep.score", lambda tried, *rest: tried["overrides"]["lora.r"])
+    variants = [{"lora.r": 4}, {"lora.r": 16}, {"lora.r": 8}]
+    run = run_dag("adapter_sweep", {"sweep": variants, "training.epochs": 3}, echo)
+    assert run.state == "success"
+    folder = run_folder(home, "adapter_sweep", run.run_id)
+    specs = [load_spec(spec_file(folder, number)) for number in range(3)]
+    assert [(spec.lora.r, spec.training.epochs) for spec in specs] == [(4, 3), (16, 3), (8, 3)]
+    registered = returned(run, "register")["options"]
+    assert load_spec(registered[1]).lora.r == 16
+    assert registered[3:] == ["--adapter", "trainkey", "--evaluation", "evaluatekey", "--verdict", "gatekey"]
+
+
+def test_a_sweep_with_a_variant_that_cannot_be_runs_no_stage(run_dag: Callable[..., Any], home, echo):
+    run = run_dag("adapter_sweep", {"sweep": [{"lora.r": 4}, {"lora.r": -1}]}, echo)
+    assert run.state == "failed"
+    states = {task.task_id: task.state for task in run.get_task_instances()}
+    assert (states["variants"], states["contexts"]) == ("failed", "upstream_failed")
+    assert not (home / "runs").exists()
 
 
 def test_a_stage_is_told_where_it_is_and_no_secret(run_dag: Callable[..., Any], home, echo, monkeypatch):
