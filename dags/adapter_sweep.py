@@ -79,7 +79,8 @@ def adapter_sweep():
     @task(trigger_rule="all_done", multiple_outputs=True)
     def best(tried) -> dict[str, Any]:
         """The variant to register: one that failed does not keep the others from it."""
-        return dict(best_of(list(tried or ()), ArtifactStore(), run_spec(get_current_context())))
+        each = [tried] if isinstance(tried, dict) else list(tried or ())  # a single one comes as itself
+        return dict(best_of(each, ArtifactStore(), run_spec(get_current_context())))
 
     given = variants()
     contexts = StageOperator(task_id="contexts", stage="contexts", inlets=[INDEX], outlets=[CONTEXTS])

@@ -30,10 +30,14 @@ class PromotionApproval(ApprovalOperator):
     template_fields: Sequence[str] = ("subject", "body", "registration")
 
     def __init__(self, *, registration: Any, **kwargs: Any) -> None:
-        reason = Param("", type="string", description="Why; kept in the record of champions.", source="task")
-        kwargs["params"] = {**kwargs.get("params", {}), _REASON: reason}
         super().__init__(subject="Promotion", defaults=self.REJECT, **kwargs)
         self.registration = registration
+
+    @property
+    def serialized_params(self) -> dict[str, dict[str, Any]]:
+        """The one field of the answer; the run's own settings, which Airflow adds, are none of its."""
+        reason = Param("", type="string", description="Why; kept in the record of champions.", source="task")
+        return {_REASON: reason.serialize()}
 
     def execute(self, context: Context) -> Any:
         told = self.registration

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,6 +61,20 @@ def test_the_answer_is_waited_for_as_long_as_the_spec_says(home, monkeypatch):
     assert asked["defaults"] == ["Reject"]  # what a timeout means
     assert asked["subject"] == "Make papers version 7 the champion?"
     assert asked["body"] == question(registration())
+    assert list(asked["params"]) == ["reason"]
+
+
+def test_an_answer_has_one_field_whatever_the_run_s_settings_are():
+    task = PromotionApproval(task_id="approval", registration=registration(), params={"training.epochs": 3})
+    event = {
+        "chosen_options": ["Approve"],
+        "params_input": {"reason": "good"},
+        "responded_by_user": {"id": "1", "name": "Ada"},
+        "responded_at": datetime.now(UTC),
+    }
+    assert task.execute_complete(context(), event)["params_input"] == {"reason": "good"}
+    with pytest.raises(ValueError, match="does not match"):
+        task.execute_complete(context(), event | {"params_input": {"training.epochs": 5}})
 
 
 def test_a_yes_moves_the_champion_in_place_of_the_one_judged(home, echo):
