@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,13 @@ from airflow.sdk import Param
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
-from jora_tasks.spec import GateConfig, RunSpec
+from jora_tasks.spec import LOWER_IS_BETTER, GateConfig, RunSpec
 
 SWEEP = "sweep"
 SECTIONS = ("prompts", "model", "lora", "training")
 """Sections whose settings may differ between variants: what comes after the contexts they share."""
 
 _MOST = 32
-_LOWER_IS_BETTER = ("answer_loss",)
 _ARM = "adapter_with_contexts"
 
 
@@ -86,8 +86,10 @@ def score(tried: Mapping[str, Any], store: ArtifactStore, measure: str) -> tuple
     """Whether the variant passed, and its measure, the larger the better."""
     verdict = _read(store.get("verdict", tried["verdict"]["key"]), "verdict.json")
     report = _read(store.get("evaluation", tried["evaluation"]["key"]), "report.json")
-    value = float(report["arms"][_ARM][measure])
-    return bool(verdict["passed"]), -value if measure in _LOWER_IS_BETTER else value
+    value = report["arms"][_ARM].get(measure)
+    if value is None:  # no question that it could be measured on
+        return bool(verdict["passed"]), -math.inf
+    return bool(verdict["passed"]), -float(value) if measure in LOWER_IS_BETTER else float(value)
 
 
 def _read(artifact: Artifact, name: str) -> dict[str, Any]:
