@@ -62,6 +62,8 @@ _RULES = (
     "items",
     "additionalProperties",
 )
+# Types with an empty value. A form holds none for it, and refuses to be sent unless the type has "null" too.
+_EMPTY: Mapping[str, Any] = {"string": "", "array": [], "object": {}}
 
 
 @dataclass(frozen=True)
@@ -123,13 +125,15 @@ def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:
     Raises:
       InputError: for a name that is no setting, or values that do not go together.
     """
-    known = {setting.name for setting in settings()}
+    known = {setting.name: str(setting.schema.get("type")) for setting in settings()}
     data = base.model_dump(mode="json")
     for name, value in params.items():
         if name not in known:
             raise InputError(
                 f"The run's conf: {name} is not a setting; write section.field, as in training.epochs."
             )
+        if value is None:
+            value = _EMPTY.get(known[name])
         if name == _TARGETS and len(value) == 1 and value[0] not in PROJECTIONS + FUSED_PROJECTIONS:
             (value,) = value
         elif name in _PATHS:
@@ -154,6 +158,8 @@ def _param(setting: Setting, default: Any) -> Param:
         }
     elif setting.name.endswith("instruction"):
         rules["format"] = "multiline"
+    if _may_be_empty(rules):
+        rules["type"] = [rules["type"], "null"]
     return Param(
         default,
         title=_title(field),
@@ -161,6 +167,12 @@ def _param(setting: Setting, default: Any) -> Param:
         section=_title(section) or "Run",
         **rules,
     )
+
+
+def _may_be_empty(rules: Mapping[str, Any]) -> bool:
+    at_least = rules.get("minLength", rules.get("minItems", 0))
+    matches = re.search(rules.get("pattern", ""), "") is not None
+    return rules.get("type") in _EMPTY and "enum" not in rules and at_least == 0 and matches
 
 
 def _title(name: str) -> str:
