@@ -17,7 +17,7 @@ from jora_tasks.airflow.pages.scores import MEASURE, measures, score_plot, score
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.evaluation import charts
 from jora_tasks.evaluation.report import read_history
-from jora_tasks.registry import CHAMPION, Listed
+from jora_tasks.registry import CHAMPION, Listed, earlier_champions
 
 router = APIRouter()
 LINES, VERSIONS, MOVES = 25, 25, 25  # rows of a page
@@ -58,6 +58,7 @@ def line(
         scores={each.adapter.version: scores_of(each, measure) for each in found.items},
         moves=transitions[::-1][:MOVES],
         moved=len(transitions),
+        may_return=may and bool(earlier_champions(transitions)),
     )
 
 
