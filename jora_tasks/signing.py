@@ -74,7 +74,7 @@ def check(envelope: Envelope, key: Ed25519PublicKey) -> bytes:
     payload = payload_of(envelope)
     try:
         signatures = {each["keyid"]: base64.b64decode(each["sig"]) for each in envelope["signatures"]}
-    except (KeyError, TypeError, binascii.Error):
+    except (KeyError, TypeError, ValueError):
         raise BadSignature("it is no DSSE envelope") from None
     if key_id(key) not in signatures:
         others = ", ".join(str(each)[:16] for each in signatures) or "nobody"

@@ -74,6 +74,7 @@ def test_alterations_are_told_apart() -> None:
         (envelope | {"signatures": []}, KEY.public_key(), "signed by key nobody"),
         (envelope | {"payloadType": "text/plain"}, KEY.public_key(), "no in-toto statement"),
         (envelope | {"payload": "?"}, KEY.public_key(), "no DSSE envelope"),
+        (envelope | {"signatures": [signature | {"sig": "é"}]}, KEY.public_key(), "no DSSE envelope"),
         (envelope | {"signatures": [1]}, KEY.public_key(), "no DSSE envelope"),
         ({}, KEY.public_key(), "no DSSE envelope"),
     ):

@@ -118,4 +118,5 @@ def question(registration: Mapping[str, Any]) -> str:
 def _plain(value: Any) -> str:
     """Text that Markdown and HTML leave as it is, on one line."""
     text = " ".join(str(value).split())
+    text = re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?=@)", "\u200b", text)  # no address becomes a link
     return re.sub(r"([\\`*_{}\[\]<>()#+!|&~])", r"\\\1", text)

@@ -185,7 +185,9 @@ def run_spec(context: Context, overrides: Mapping[str, Any] | None = None) -> Ru
 
 
 def run_variants(context: Context) -> list[dict[str, Any]]:
-    """The variants of a sweep.
+    """The variants of a sweep, with intervals as wide as a choice among so many asks for.
+
+    The best is chosen by the questions that it is then judged on, so each has to show more (Bonferroni).
 
     Raises:
       InputError: if one of them cannot be, with its number.
@@ -196,7 +198,12 @@ def run_variants(context: Context) -> list[dict[str, Any]]:
             run_spec(context, variant)
         except InputError as error:
             raise InputError(f"{SWEEP}, variant {number}: {error}") from None
-    return variants
+    asked, many = run_spec(context).evaluation, len(variants)
+    stricter = {
+        "evaluation.confidence": 1 - (1 - asked.confidence) / many,
+        "evaluation.bootstrap_samples": min(100_000, asked.bootstrap_samples * many),
+    }
+    return [variant | stricter for variant in variants] if many > 1 else variants
 
 
 def keep_form(spec: RunSpec, run: Any) -> None:

@@ -112,13 +112,17 @@ def _compared(
 def _bounded(
     name: str, measure: str, difference: Mapping[str, Any], confidence: float, bound: float
 ) -> Check:
-    """That the interval of a difference lies on the better side of a bound; a measure without figures is
-    no measure to go by."""
+    """That the interval of a difference lies on the better side of a bound; a measure without figures, or
+    with too few for an interval, is no measure to go by."""
     lower = measure in LOWER_IS_BETTER
     side, bound = ("below", 0.0 - bound) if lower else ("above", bound)
     expected = f"{confidence:.0%} interval of {measure} minus {difference['against']} {side} {bound:g}"
     if measure not in difference["interval"]:
         return check(name, expected, "no question has this figure in both arms", False)
+    fewest, clusters = fewest_clusters(confidence), difference["clusters_of"][measure]
+    if clusters < fewest:
+        wanted = f"{expected}, in at least {fewest} independent clusters"
+        return check(name, wanted, f"{difference['of'][measure]} questions in {clusters}", False)
     low, high = difference["interval"][measure]
     actual = f"{difference[measure]:+.3f} [{low:+.3f}, {high:+.3f}]"
     return check(name, expected, actual, high < bound if lower else low > bound)
@@ -133,9 +137,10 @@ def _within_slice(
         for measure, margin in gate.must_not_fall.items():
             name = f"{measure}_no_worse_than_{opponent} where {where}"
             found = _bounded(name, measure, difference, confidence, -margin)
-            if part["clusters"] < fewest:
-                expected = f"{found['expected']}, if there are at least {fewest} independent clusters"
-                found = check(name, expected, f"{part['n']} questions in {part['clusters']}", True)
+            if difference["clusters_of"].get(measure, 0) < fewest:
+                expected = f"no fall, if there are at least {fewest} independent clusters"
+                count, clusters = (difference[each].get(measure, 0) for each in ("of", "clusters_of"))
+                found = check(name, expected, f"{count} questions in {clusters}", True)
             yield found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from jora_tasks.evaluation.answers import abstains, score
 from jora_tasks.evaluation.citations import score_citations, split_citations, supporting_labels
+from jora_tasks.evaluation.gate import fewest_clusters
 from jora_tasks.evaluation.intervals import Estimate, mean_interval, paired_difference
 from jora_tasks.evaluation.randomisation import sign_flip_p_value
 
@@ -173,7 +174,8 @@ def compare(
 
     Returns:
       ``against`` (the other arm), ``n`` and ``clusters``; by measure the mean difference, its paired
-      ``interval``, ``of`` how many questions, and ``p``, the two-sided p-value of no difference.
+      ``interval``, ``of`` how many questions in how many clusters (``clusters_of``), and ``p``, the
+      two-sided p-value of no difference.
     """
     other = {row.question.id: row for row in others}
     pairs = [(row, other[row.question.id]) for row in rows if row.question.id in other]
@@ -197,6 +199,7 @@ def compare(
         "n": len(pairs),
         "clusters": len({row.question.cluster for row, _ in pairs}),
         **_figures(estimates),
+        "clusters_of": {measure: estimate.clusters for measure, estimate in estimates.items()},
         "p": p_values,
     }
 
@@ -205,7 +208,8 @@ def by_slice(rows: Mapping[str, Sequence[Prediction]], resampling: Resampling) -
     """Slice → value → ``n``, ``clusters``, ``arms`` and ``differences`` of the adapter by opponent.
 
     Args:
-      rows: arm → its predictions. Of a slice with many values, those with the most questions are taken.
+      rows: arm → its predictions. Of a slice with many values, those with the most questions are taken, and
+        all with clusters enough for an interval.
     """
     counted: dict[str, Counter[str]] = {}
     for row in rows[ADAPTER]:
@@ -214,15 +218,18 @@ def by_slice(rows: Mapping[str, Sequence[Prediction]], resampling: Resampling) -
     report: dict[str, Any] = {}
     for name, values in counted.items():
         report[name] = {}
-        for value, _ in values.most_common(_MOST_VALUES):
+        for place, (value, _) in enumerate(values.most_common()):
             part = {
                 arm: [row for row in each if row.question.slices.get(name) == value]
                 for arm, each in rows.items()
             }
+            clusters = len(set(_clusters(part[ADAPTER])))
+            if place >= _MOST_VALUES and clusters < fewest_clusters(resampling.confidence):
+                continue
             opponents = {"base": BASE, "champion": CHAMPION}
             report[name][value] = {
                 "n": len(part[ADAPTER]),
-                "clusters": len(set(_clusters(part[ADAPTER]))),
+                "clusters": clusters,
                 "arms": {arm: summarise(each, resampling) for arm, each in part.items() if each},
                 "differences": {
                     opponent: compare(part[ADAPTER], part[arm], resampling)

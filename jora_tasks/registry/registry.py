@@ -267,8 +267,11 @@ class Registry(Connection):
             if done := self._move(name, history, move):
                 return done
 
-    def rollback(self, name: str, *, by: str, reason: str) -> Transition:
+    def rollback(self, name: str, *, by: str, reason: str, expected: Any = ANY) -> Transition:
         """Make the champion before the current one champion again, with the record of it.
+
+        Args:
+          expected: champion to go back from, else `ChampionMoved`; `ANY` is whoever it is.
 
         Returns:
           The record.
@@ -280,6 +283,10 @@ class Registry(Connection):
         by, reason = champions.described(by, reason)
         known = {version.version for version in self.versions(name)}
         history, current = self._now(name)
+        if expected is not ANY and current != expected:
+            raise ChampionMoved(
+                f"The champion of {name!r} is no longer version {expected}; look at it again."
+            )
         transitions = [record.transition for record in history]
         earlier = [each for each in champions.earlier_champions(transitions) if each in known]
         if not earlier:

@@ -20,7 +20,7 @@ Measure = Literal[
 ]
 LOWER_IS_BETTER: tuple[Measure, ...] = ("answer_loss",)
 Opponent = Literal["base", "champion"]
-Margin = Annotated[float, Field(ge=0, le=1000)]
+Margin = Annotated[float, Field(gt=0, le=1000)]
 
 
 class GateConfig(Section):

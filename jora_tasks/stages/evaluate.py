@@ -41,7 +41,7 @@ from jora_tasks.stages.held_out import Asked, HeldOut, contexts_of, prompts_conf
 from jora_tasks.stages.slicing import slice_names
 from jora_tasks.trainer.config import read_config
 
-VERSION = 4
+VERSION = 5
 
 CANARY_PREDICTIONS, REPORT, PAGE = "canary.parquet", "report.json", "report.html"
 

@@ -16,7 +16,7 @@ from jora_tasks.registry import Registry
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages.canary import read_canaries
 
-VERSION = 1
+VERSION = 2
 
 VERDICT, PAGE = "verdict.json", "verdict.html"
 

@@ -117,9 +117,10 @@ def register_adapter(
     if newest is None or newest.version < version:
         registry.set_alias(spec.name, CANDIDATE, version)
 
-    was_champion = any(each.version == version for each in registry.transitions(spec.name))
-    promotion = spec.registry.promotion
-    if judged["passed"] and promotion == "automatic" and not was_champion:
+    promotion = spec.registry.promotion if judged["passed"] else "none"
+    if _settled(registry, spec.name, version, adapter.digest):
+        promotion = "none"
+    if promotion == "automatic":
         try:
             registry.promote(
                 spec.name,
@@ -134,8 +135,19 @@ def register_adapter(
             judged = _judge_now(judgement, registry.rival(spec.name, adapter.digest))
     champion = registry.get_champion(spec.name)
     alias = CHAMPION if champion is not None and champion.version == version else CANDIDATE
-    awaiting = judged["passed"] and promotion == "approval" and not was_champion
-    return Registration(spec.name, version, alias, found is not None, judged, promotion, awaiting)
+    awaiting = promotion == "approval"
+    return Registration(
+        spec.name, version, alias, found is not None, judged, spec.registry.promotion, awaiting
+    )
+
+
+def _settled(registry: Registry, name: str, version: int, digest: str) -> bool:
+    """Whether people alone may move it: it was champion, or its weights are or were rolled back."""
+    moves = registry.transitions(name)
+    digests: dict[int | None, str] = {each.version: each.digest for each in registry.versions(name)}
+    weights = {digests.get(each.previous) for each in moves if each.action == "rollback"}
+    weights |= {digests.get(each.version) for each in moves[-1:]}
+    return digest in weights or any(each.version == version for each in moves)
 
 
 def _check_trio(adapter: Artifact, evaluation: Artifact, judgement: Artifact) -> None:

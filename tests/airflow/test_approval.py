@@ -43,6 +43,16 @@ def test_the_question_shows_each_check_and_lets_nothing_through():
     assert "no champion yet" in question(registration(verdict={"alias": "champion", "checks": []}))
 
 
+@pytest.mark.parametrize("address", ["https://elsewhere.example", "www.elsewhere.example", "a@b.example"])
+def test_no_address_in_a_name_becomes_a_link(address):
+    check = {"name": address, "expected": "x", "actual": "y", "passed": True}
+    asked = question(registration(verdict={"alias": "champion", "checks": [check]}))
+    assert (
+        address not in asked
+        and address.replace("://", ":\u200b//").replace("www.", "www\u200b.").replace("@", "\u200b@") in asked
+    )
+
+
 def test_what_awaits_no_approval_is_skipped():
     task = PromotionApproval(task_id="approval", registration=registration(awaiting_approval=False))
     with pytest.raises(AirflowSkipException, match="version 7 awaits no approval"):

@@ -22,7 +22,18 @@ def context(*variants: Any, **conf: Any) -> Any:
 
 def test_the_form_s_variants_are_valid():
     offered = sweep_param().resolve()
-    assert run_variants(context(*offered)) == offered
+    found = run_variants(context(*offered))
+    assert [{name: each[name] for name in variant} for variant, each in zip(offered, found, strict=True)] == (
+        offered
+    )
+
+
+def test_the_best_of_several_has_to_show_more():
+    asked = RunSpec().evaluation
+    assert run_variants(context({"lora.r": 8})) == [{"lora.r": 8}]
+    for each in run_variants(context(*({"lora.r": r} for r in (2, 4, 8, 16)))):
+        assert each["evaluation.confidence"] == pytest.approx(1 - (1 - asked.confidence) / 4)
+        assert each["evaluation.bootstrap_samples"] == 4 * asked.bootstrap_samples
 
 
 @pytest.mark.parametrize(

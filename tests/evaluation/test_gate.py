@@ -22,6 +22,8 @@ def difference(low: float, high: float, against: str = "base_with_contexts", **o
         "against": against,
         **{measure: sum(each) / 2 for measure, each in intervals.items()},
         "interval": intervals,
+        "of": dict.fromkeys(intervals, 160),
+        "clusters_of": dict.fromkeys(intervals, 80),
     }
 
 
@@ -97,6 +99,30 @@ def test_no_worse_within_a_margin() -> None:
     assert failed(worse, must_not_fall={"f1": 0.3}) == []
 
 
+def test_a_measure_of_few_clusters_is_no_measure_to_go_by() -> None:
+    few = difference(0.2, 0.5)
+    few["clusters_of"]["f1"] = 5
+    assert failed(report(few), must_rise=("f1",)) == ["f1_better_than_base"]
+    assert failed(report(few), must_rise=("exact_match",)) == []
+
+
+def test_a_slice_with_few_clusters_of_a_measure_tells_nothing() -> None:
+    fallen = difference(-0.5, -0.2)
+    found = report((0.2, 0.5)) | {"slices": {"team": {"blue": {"differences": {"base": fallen}}}}}
+    rule = {"must_not_fall": {"f1": 0.1}, "slices": ("team",)}
+    assert failed(found, **rule) == ["f1_no_worse_than_base where team=blue"]
+    fallen["clusters_of"]["f1"] = 5
+    assert failed(found, **rule) == []
+    for part in ("interval", "of", "clusters_of"):  # no question of the slice has the figure
+        del fallen[part]["f1"]
+    assert failed(found, **rule) == []
+
+
+def test_a_margin_of_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match=r"gate\.must_not_fall"):
+        parse_spec({"gate": {"must_not_fall": {"f1": 0.0}}})
+
+
 def test_a_champion_that_nothing_is_asked_of_need_not_be_comparable() -> None:
     gone = {"version": 3, "difference": None, "reason": "another base model"}
     assert failed(report((0.2, 0.5), gone), rise_against=("base",)) == []
@@ -112,7 +138,7 @@ def test_a_gate_that_asks_for_nothing_is_refused() -> None:
 bounds = st.floats(-1, 1)
 
 
-@given(low=bounds, high=bounds, better=st.floats(0, 1), margin=st.floats(0, 0.5), more=st.floats(0, 0.5))
+@given(low=bounds, high=bounds, better=st.floats(0, 1), margin=st.floats(1e-6, 0.5), more=st.floats(0, 0.5))
 def test_a_better_adapter_or_a_wider_margin_never_fails_more(
     low: float, high: float, better: float, margin: float, more: float
 ) -> None:

@@ -102,6 +102,10 @@ def test_a_champion_that_is_not_the_expected_one(any_registry: ArtifactStore, li
     promote(registry, line, 2, expected=1)
     promote(registry, line, 2, expected=1)  # a try after a kill: it is done already
     assert [each.version for each in registry.transitions(line)] == [1, 2]
+    registry.rollback(line, by="anna", reason="worse", expected=2)
+    with pytest.raises(ChampionMoved, match="no longer version 2"):
+        registry.rollback(line, by="anna", reason="worse", expected=2)
+    assert [each.version for each in registry.transitions(line)] == [1, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,15 @@ def make_adapter(store: ArtifactStore, seed: int) -> Artifact:
 
 def figures(value: float, low: float, high: float) -> dict[str, Any]:
     interval = {"exact_match": [low, high], "f1": [low, high]}
-    return {"exact_match": value, "f1": value, "n": 80, "interval": interval}
+    of, clusters = dict.fromkeys(interval, 80), dict.fromkeys(interval, 40)
+    return {
+        "exact_match": value,
+        "f1": value,
+        "n": 80,
+        "interval": interval,
+        "of": of,
+        "clusters_of": clusters,
+    }
 
 
 def make_evaluation(
@@ -157,6 +165,25 @@ def test_a_champion_rolled_back_stays_back(store: ArtifactStore) -> None:
     rollback(store)
     again = registered(store, second, champion=(1, 0.02))
     assert (again.alias, again.reused, champion(store)) == ("candidate", True, 1)
+
+
+def test_weights_rolled_back_stay_back_under_another_evaluation(store: ArtifactStore) -> None:
+    first, second, third = (make_adapter(store, number) for number in (1, 2, 3))
+    registered(store, first)
+    registered(store, second, champion=(1, 0.02))
+    registered(store, third, champion=(2, 0.02))
+    assert (rollback(store), rollback(store)) == (2, 1)
+    again = registered(store, third, champion=(1, 0.03))
+    assert (again.version, again.reused, again.alias, champion(store)) == (4, False, "candidate", 1)
+
+
+def test_the_champions_weights_await_no_approval(store: ArtifactStore) -> None:
+    registered(store, make_adapter(store, 1))
+    second = make_adapter(store, 2)
+    registered(store, second, champion=(1, 0.02))
+    held = SPEC.model_copy(update={"registry": RegistryConfig(promotion="approval")})
+    again = registered(store, second, spec=held, champion=(1, 0.03))
+    assert (again.version, again.verdict["passed"], again.awaiting_approval) == (3, True, False)
 
 
 @pytest.mark.parametrize(("promotion", "awaiting"), [("none", False), ("approval", True)])

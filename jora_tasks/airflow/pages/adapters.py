@@ -17,7 +17,7 @@ from jora_tasks.airflow.pages.scores import MEASURE, measures, score_plot, score
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.evaluation import charts
 from jora_tasks.evaluation.report import read_history
-from jora_tasks.registry import CHAMPION, Listed, earlier_champions
+from jora_tasks.registry import CHAMPION, Line, Listed, earlier_champions
 
 router = APIRouter()
 LINES, VERSIONS, MOVES = 25, 25, 25  # rows of a page
@@ -37,9 +37,7 @@ def line(
 ) -> Response:
     """A line: scores over time, versions, the champion's history."""
     registry = home.registry()
-    head = registry.line(name)
-    if head is None:
-        raise HTTPException(404, f"There is no line of adapters {name!r} in the registry.")
+    head = known(name)
     found = registry.listed(name, VERSIONS, after)
     champion = head.aliases.get(CHAMPION)
     transitions = registry.transitions(name)
@@ -66,9 +64,7 @@ def line(
 def show(request: Request, may: MayPromoteDep, name: str, version: int) -> Response:
     """One version: its scores, verdict, training, and everything that made it."""
     registry, store = home.registry(), home.store()
-    listed = found(name, version)
-    head = registry.line(name)
-    held = head.aliases if head else {}
+    listed, held = found(name, version), known(name).aliases
     nodes, corpus = adapter_lineage(store, listed, held.get(CHAMPION))
     key = listed.adapter.key
     return page(
@@ -95,14 +91,27 @@ def show(request: Request, may: MayPromoteDep, name: str, version: int) -> Respo
     )
 
 
+def known(name: str) -> Line:
+    """A line.
+
+    Raises:
+      HTTPException: 404 if there is none.
+    """
+    head = home.registry().line(name)
+    if head is None:
+        raise HTTPException(404, f"There is no line of adapters {name!r} in the registry.")
+    return head
+
+
 def found(name: str, version: int) -> Listed:
     """A version.
 
     Raises:
       HTTPException: 404 if there is none.
     """
-    listed = home.registry().listed_version(name, version)
-    if listed is None:
+    known(name)
+    listed = home.registry().listed_version(name, version) if 0 < version < 2**31 else None
+    if listed is None or not listed.adapter.digest:  # a shared registry has models that are no adapters
         raise HTTPException(404, f"There is no version {version} of {name!r} in the registry.")
     return listed
 

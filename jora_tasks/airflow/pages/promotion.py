@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from fastapi import APIRouter, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
 
 from jora_tasks.airflow.pages import home
 from jora_tasks.airflow.pages.access import PromoterDep, user_name
-from jora_tasks.airflow.pages.adapters import found, read_verdict
+from jora_tasks.airflow.pages.adapters import found, known, read_verdict
 from jora_tasks.airflow.pages.addresses import address
 from jora_tasks.airflow.pages.confirmation import check, sign
 from jora_tasks.airflow.pages.rendering import page, prefix_of
@@ -25,8 +26,12 @@ ChampionForm = Annotated[int, Form(ge=0)]
 
 
 @router.get("/adapters/{name}/versions/{version}/promote")
-def ask_promote(request: Request, user: PromoterDep, name: str, version: int, problem: str = "") -> Response:
+def ask_promote(request: Request, user: PromoterDep, name: str, version: int) -> Response:
     """The two versions side by side, and a form."""
+    return _promote_form(request, user, name, version)
+
+
+def _promote_form(request: Request, user: BaseUser, name: str, version: int, problem: str = "") -> Response:
     listed = found(name, version)
     champion = _champion(name)
     before = home.registry().listed_version(name, champion) if champion else None
@@ -59,7 +64,7 @@ def promote(
     """Make the version champion, if the champion is still the one that the form showed."""
     check(request, user, _promotion(name, version, champion), token)
     if not reason.strip():
-        return ask_promote(request, user, name, version, "Give a reason: it stays in the record.")
+        return _promote_form(request, user, name, version, "Give a reason: it stays in the record.")
     listed = found(name, version)
     home.registry().promote(
         name,
@@ -73,8 +78,13 @@ def promote(
 
 
 @router.get("/adapters/{name}/rollback")
-def ask_rollback(request: Request, user: PromoterDep, name: str, problem: str = "") -> Response:
+def ask_rollback(request: Request, user: PromoterDep, name: str) -> Response:
     """The champion now and the one before, and a form."""
+    return _rollback_form(request, user, name)
+
+
+def _rollback_form(request: Request, user: BaseUser, name: str, problem: str = "") -> Response:
+    known(name)
     champion, earlier = _champion(name), _earlier(name)
     if not champion or earlier is None:
         raise HTTPException(409, f"{name!r} has no earlier champion to go back to; promote a version.")
@@ -106,10 +116,9 @@ def rollback(
     """Go back to the champion before, if the champion is still the one that the form showed."""
     check(request, user, _return(name, champion), token)
     if not reason.strip():
-        return ask_rollback(request, user, name, "Give a reason: it stays in the record.")
-    if _champion(name) != champion:
-        raise HTTPException(409, f"The champion is no longer version {champion}; look at the line again.")
-    home.registry().rollback(name, by=user_name(user), reason=reason.strip())
+        return _rollback_form(request, user, name, "Give a reason: it stays in the record.")
+    known(name)
+    home.registry().rollback(name, by=user_name(user), reason=reason.strip(), expected=champion)
     return _to_line(request, name)
 
 

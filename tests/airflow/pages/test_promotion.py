@@ -116,3 +116,25 @@ def test_a_champion_that_moved_meanwhile_is_told(uma, registry):
 def test_no_earlier_champion_to_go_back_to(uma):
     answer = uma.get(ROLLBACK)
     assert answer.status_code == 409 and "no earlier champion" in answer.text
+
+
+def test_what_an_address_says_is_no_word_of_the_page(uma):
+    assert "promote this now" not in uma.get(PROMOTE, params={"problem": "promote this now"}).text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["x'y/rollback", "x'y/versions/1/promote", f"tiny/versions/{10**40}/promote", "tiny/versions/0/promote"],
+)
+def test_odd_addresses_have_no_page(uma, path):
+    assert uma.get(f"/jora/adapters/{path}").status_code == 404
+
+
+def test_models_of_others_in_a_shared_registry_are_let_alone(uma, registry):
+    client = registry._client()
+    client.create_registered_model("fraud")
+    client.create_model_version("fraud", source="models/fraud")
+    assert uma.get("/jora/adapters/fraud/versions/1/promote").status_code == 404
+    given = fields(uma.get(PROMOTE).text)
+    assert uma.post("/jora/adapters/fraud/versions/1/promote", data=given, headers=HERE).status_code == 403
+    assert registry.get_champion("fraud") is None
