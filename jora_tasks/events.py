@@ -1,8 +1,8 @@
 """OpenLineage events that Airflow does not make: of stages run by hand, and of every move of the champion.
 
 A move is told from the registry's history, so none is lost whoever made it and whoever was killed: each home
-remembers how many moves of a line it has told. Its run id follows from the move, so that homes that share a
-registry tell the same run.
+remembers how many moves of a registry's line it has told. Its run id follows from the move, so that homes
+that share a registry tell the same run.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from typing import Any
 
 from jora_tasks.artifacts import ArtifactStore, write_text
 from jora_tasks.datasets import NAMESPACE, Datasets, datasets, move_datasets, registration_datasets
+from jora_tasks.errors import first_line
 from jora_tasks.lineage import events_file
 from jora_tasks.outbox import OutboxConfig, OutboxTransport
 from jora_tasks.registry import Registry, Transition
+from jora_tasks.registry.client import without_password
 
 Emit = Callable[[Any], None]
 
@@ -59,8 +61,8 @@ def tell_stage(
         emit(_event(RunState.COMPLETE, ended, run, result["stage"], inputs, outputs))
         if "version" in result:
             tell_moves(store, result["name"], emit)
-    except Exception:
-        _log.warning("What stage %s did could not be told to OpenLineage.", result["stage"], exc_info=True)
+    except Exception as error:
+        _log.warning("What stage %s did could not be told to OpenLineage: %s", result["stage"], _words(error))
 
 
 def tell_moves(store: ArtifactStore, name: str, emit: Emit, parents: Mapping[str, Any] | None = None) -> int:
@@ -73,12 +75,13 @@ def tell_moves(store: ArtifactStore, name: str, emit: Emit, parents: Mapping[str
     Returns:
       How many there were.
     """
-    file = store.home / "openlineage" / "moves" / name
+    registry = Registry(store.home)
+    file = store.home / "openlineage" / "moves" / f"{name}{registry.place}"
     file.parent.mkdir(parents=True, exist_ok=True)
     with Path(f"{file}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = int(file.read_text()) if file.is_file() else 0
-        moves = Registry(store.home).transitions(name)[told:]
+        moves = registry.transitions(name)[told:]
         for number, move in enumerate(moves, start=told + 1):
             emit(move_event(name, number, move, (parents or {}).get(move.airflow_run)))
             write_text(file, str(number))
@@ -89,8 +92,13 @@ def tell_moves_here(store: ArtifactStore, name: str) -> None:
     """`tell_moves` to the home's outbox; a failure is logged, and the next telling makes up for it."""
     try:
         tell_moves(store, name, home_outbox(store))
-    except Exception:
-        _log.warning("The champion's move could not be told to OpenLineage.", exc_info=True)
+    except Exception as error:
+        _log.warning("The champion's move could not be told to OpenLineage: %s", _words(error))
+
+
+def _words(error: Exception) -> str:
+    """MLflow's errors hold the server's address, and that a password."""
+    return without_password(first_line(error))
 
 
 def move_event(name: str, number: int, move: Transition, parent: Any = None) -> Any:

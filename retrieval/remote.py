@@ -106,6 +106,7 @@ def _open(url: str) -> tuple[Any, str]:
         raise InputError(
             f"documents.path {url} cannot be opened ({reason}); install what opens it, or give another."
         ) from None
+    system.invalidate_cache()  # of this process: object stores' systems keep listings for good
     return system, root
 
 

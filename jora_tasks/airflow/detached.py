@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowException
 from jora_tasks.airflow.child import Outcome
 from jora_tasks.airflow.failures import StageFailed
 from jora_tasks.airflow.job import Job, JobBusy, TakenOver
+from jora_tasks.airflow.keeper import unwatched_seconds
 from jora_tasks.airflow.operators import Call, StageOperator
 from jora_tasks.airflow.runs import job_folder
 
@@ -40,9 +41,10 @@ class DetachedStageOperator(ResumableJobMixin, StageOperator):
         self._job: Job | None = None
         self._watcher = ""
         self._told_to_stop_at = 0.0
+        self._followed: Outcome | None = None
 
     def _run(self, call: Call, context: Context) -> Outcome:
-        self._call = call
+        self._call, self._followed = call, None
         task = context["ti"]
         self._watcher = f"{task.try_number} {task.id}"
         self._job = Job(
@@ -61,6 +63,7 @@ class DetachedStageOperator(ResumableJobMixin, StageOperator):
     def submit_job(self, context: Context) -> JsonValue:
         assert self._call and self._job  # noqa: S101 set by _run
         call = self._call
+        unwatched_seconds()  # refused here, where it is told; the keeper has only its log
         try:
             self._job.start(call.command, call.environment, call.folder, self._watcher)
         except JobBusy:  # of a try that was killed before it could say that it started it
@@ -91,11 +94,12 @@ class DetachedStageOperator(ResumableJobMixin, StageOperator):
             raise StageFailed(
                 f"The job of stage {self.stage} was killed; the next try goes on from its state."
             )
+        self._followed = outcome
         return outcome
 
     def get_job_result(self, external_id: JsonValue, context: Context) -> Outcome:
         assert self._job  # noqa: S101 set by _run
-        return self._job.outcome()
+        return self._followed or self._job.outcome()  # the one followed has the last line of its log
 
     def on_kill(self) -> None:
         """Stop the job, unless a later try follows it already."""

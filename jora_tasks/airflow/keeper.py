@@ -17,6 +17,7 @@ from pathlib import Path
 from jora_tasks.airflow.job import STOP_GRACE_SECONDS, Job
 from jora_tasks.airflow.processes import signal_group
 from jora_tasks.artifacts import write_text
+from jora_tasks.variables import number_of
 
 UNWATCHED = "JORA_UNWATCHED_SECONDS"
 """How long a job goes on without a task that follows it, by default 15 minutes."""
@@ -42,13 +43,18 @@ class _Watch:
         return time.monotonic() - self._since
 
 
+def unwatched_seconds() -> float:
+    """What `UNWATCHED` says."""
+    return number_of(UNWATCHED, _DEFAULT_UNWATCHED)
+
+
 def main() -> None:
     """Run the command of the job's ``job.json`` to its end."""
     job, descriptor = Job(Path(sys.argv[1])), int(sys.argv[2])
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, frame: asked.append(number))
-    command = job.told()["command"]
+    command, patience = job.told()["command"], unwatched_seconds()
     with (job.folder / "result").open("wb") as result:
         # The leash: a keeper killed by SIGKILL cannot stop the command any more.
         child = subprocess.Popen(
@@ -58,7 +64,6 @@ def main() -> None:
             process_group=0,
             pass_fds=(descriptor,),
         )
-    patience = float(os.environ.get(UNWATCHED) or _DEFAULT_UNWATCHED)
     watch = _Watch(job.folder / "watched")
     reason, deadline = "", 0.0
     while child.poll() is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from airflow.providers.openlineage.plugins import macros
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.events import result_datasets, tell_moves
+
+_log = logging.getLogger(__name__)
 
 
 def stage_lineage(
@@ -27,7 +30,10 @@ def stage_lineage(
     inputs, outputs = result_datasets(store, result, keys, documents)
     if {"version", "transition"} & result.keys() and is_openlineage_active():
         run = f"{task_instance.dag_id}/{task_instance.run_id}"
-        tell_moves(store, result["name"], emit, {run: _parent(task_instance)})
+        try:
+            tell_moves(store, result["name"], emit, {run: _parent(task_instance)})
+        except Exception as error:  # the registry's trouble: the next telling makes up for it
+            _log.warning("The champion's moves could not be told: %s", type(error).__name__)
     return OperatorLineage(inputs=inputs, outputs=outputs)
 
 

@@ -21,6 +21,8 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.module_loading import import_string
 
+from jora_tasks.variables import number_of
+
 NOTIFY, DEADLINE_HOURS = "JORA_NOTIFY", "JORA_DEADLINE_HOURS"
 
 _SECRET_NAME = re.compile(r"token|secret|passw|credential|_key$|fernet|conn_|^jora_notify$", re.IGNORECASE)
@@ -45,7 +47,7 @@ async def late(hours: float, context: Mapping[str, Any] | None = None) -> None:
 
 def deadline() -> DeadlineAlert | None:
     """The alert that ``$JORA_DEADLINE_HOURS`` asks for, if it does."""
-    hours = float(os.environ.get(DEADLINE_HOURS) or 0)
+    hours = number_of(DEADLINE_HOURS, 0)
     if hours <= 0:
         return None
     return DeadlineAlert(

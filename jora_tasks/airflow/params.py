@@ -134,9 +134,14 @@ def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:
             )
         if value is None:
             value = _EMPTY.get(known[name])
-        if name == _TARGETS and len(value) == 1 and value[0] not in PROJECTIONS + FUSED_PROJECTIONS:
+        if (
+            name == _TARGETS
+            and isinstance(value, list)
+            and len(value) == 1
+            and value[0] not in PROJECTIONS + FUSED_PROJECTIONS
+        ):
             (value,) = value
-        elif name in _PATHS:
+        elif name in _PATHS and isinstance(value, str):
             value = absolute(_spec_folder(), value)
         _set(data, name, value)
     return parse_spec(data, source="The run's conf")

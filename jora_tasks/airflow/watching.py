@@ -23,6 +23,7 @@ from jora_tasks.airflow.params import SPEC_VARIABLE, base_spec
 from jora_tasks.artifacts import jora_home, write_text
 from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.spec import is_url
+from jora_tasks.variables import number_of
 from retrieval.snapshot import snapshot
 
 SECONDS = "JORA_WATCH_SECONDS"
@@ -70,7 +71,7 @@ class DocumentsTrigger(BaseEventTrigger):
 
 def watched_documents() -> Asset | None:
     """The documents of ``$JORA_SPEC`` as an asset whose events start a DAG; None where none are watched."""
-    seconds = float(os.environ.get(SECONDS) or _DEFAULT_SECONDS)
+    seconds = number_of(SECONDS, _DEFAULT_SECONDS)
     if seconds <= 0 or not os.environ.get(SPEC_VARIABLE):
         return None
     path = base_spec().documents.path

@@ -52,7 +52,7 @@ def check_address(variable: str, address: str) -> None:
     in_folder = database is not None and bool(database.name) and database.parent.is_dir()
     if address and not in_folder and not re.match(r"https?://[^/\s]|databricks", address):
         raise InputError(
-            f"{variable} {_without_password(address)!r} is no registry; give a server's http:// or https:// "
+            f"{variable} {without_password(address)!r} is no registry; give a server's http:// or https:// "
             "address, databricks, or sqlite:/// and a file in a folder that exists, or unset it."
         )
 
@@ -73,8 +73,8 @@ def contact(tracking: str, registry: str, remedy: str) -> MlflowClient:
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
-        addresses = _without_password(" or ".join(dict.fromkeys((tracking, registry))))
-        reason = textwrap.shorten(_without_password(str(error)), 200, placeholder=" …")
+        addresses = without_password(" or ".join(dict.fromkeys((tracking, registry))))
+        reason = textwrap.shorten(without_password(str(error)), 200, placeholder=" …")
         raise InputError(f"No registry answers at {addresses}; {remedy} ({reason}).") from None
     return client
 
@@ -123,5 +123,6 @@ def _defaults(values: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-def _without_password(text: str) -> str:
+def without_password(text: str) -> str:
+    """A text without what stands before the host of the addresses in it."""
     return re.sub(r"//[^/\s]*@", "//", text)

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jora_tasks.artifacts import digest_bytes
 from jora_tasks.registry.client import SQLITE, check_address, contact, database_file, is_made, make_database
 
 if TYPE_CHECKING:
@@ -35,6 +36,12 @@ class Connection:
     def location(self) -> str:
         """Where the registry is: MLflow's tracking URI."""
         return self._server or f"{SQLITE}{self._folder / 'mlflow.db'}"
+
+    @property
+    def place(self) -> str:
+        """Which registry has the versions, as part of a file's name: empty for the home's own."""
+        own = f"{SQLITE}{self._folder / 'mlflow.db'}"
+        return "" if self._models == own else f".{digest_bytes(self._models.encode())[7:23]}"
 
     @property
     def _remedy(self) -> str:

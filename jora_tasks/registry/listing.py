@@ -114,6 +114,8 @@ def model_version(client: MlflowClient, name: str, number: int) -> Any:
     """MLflow's record of a version, or None."""
     from mlflow.exceptions import MlflowException
 
+    if not 0 < number < 2**31:  # more than a registry's number can be
+        return None
     try:
         return client.get_model_version(name, str(number))
     except MlflowException as error:

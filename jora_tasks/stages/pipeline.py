@@ -88,6 +88,8 @@ def run_stage(
         }
         told: dict[str, Any] = {"key": result.key}
     else:
+        for artifact in inputs.values():  # of several variants, the one that was registered
+            store.set_latest(spec.name, artifact)
         outcome = asdict(result)
         outcome.pop("reused")
         told = {key: outcome[key] for key in ("name", "version", "alias")}

@@ -8,6 +8,7 @@ long as the process: JAX gives a GPU's memory back no sooner. The CPU's is the h
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import tempfile
@@ -16,8 +17,9 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from jora_tasks.errors import DeviceBusy
+from jora_tasks.errors import DeviceBusy, InputError
 from jora_tasks.trainer.group import group_of
+from jora_tasks.variables import number_of
 
 WAIT = "JORA_DEVICE_WAIT"
 """Seconds to wait for a device that another run holds, by default none."""
@@ -71,7 +73,7 @@ def leased(
     Raises:
       DeviceBusy: if another process holds a device, after ``$JORA_DEVICE_WAIT`` seconds.
     """
-    wait = float(environment.get(WAIT) or 0)
+    wait = number_of(WAIT, 0, environment)
     names = devices(environment)
     with contextlib.ExitStack() as held:
         for name in sorted(names):  # in one order, so that two runs never wait for each other
@@ -100,17 +102,31 @@ def _file(home: Path, name: str) -> Path:
 
 def _hold(file: Path, name: str, who: str, wait: float, told: Callable[[str], None]) -> int:
     """The descriptor of the locked file, which says who has it."""
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _open(file)
     try:
         _lock(descriptor, name, wait, told)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{who}\n".encode(), 0)
         with contextlib.suppress(PermissionError):  # another user made it
-            file.chmod(0o666)
+            os.fchmod(descriptor, 0o666)
     except BaseException:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _open(file: Path) -> int:
+    """No link of others who write in the folder is followed; and no O_CREAT where the file is there already,
+    since kernels (fs.protected_regular) refuse that for another user's file."""
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    try:
+        return os.open(file, flags)
+    except FileNotFoundError:
+        return os.open(file, flags | os.O_CREAT, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{file} is a link, not the file of a lease; remove it.") from None
 
 
 def _lock(descriptor: int, name: str, wait: float, told: Callable[[str], None]) -> None:

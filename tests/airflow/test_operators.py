@@ -21,6 +21,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
 from jora_tasks.airflow.assets import INDEX, event_extra
 from jora_tasks.airflow.child import Child
+from jora_tasks.airflow.detached import DetachedStageOperator
 from jora_tasks.airflow.failures import RETRY_POLICY, StageCancelled, StageOutOfMemory, StagePreempted
 from jora_tasks.airflow.operators import StageOperator
 from jora_tasks.airflow.runs import run_folder, spec_file
@@ -104,10 +105,15 @@ def test_without_an_event_the_command_takes_the_latest(home, echo):
     assert "--index" not in result["options"]
 
 
-def test_bad_input_is_not_retried_and_keeps_its_sentence(home, script: Script):
+@pytest.mark.parametrize("kind", [StageOperator, DetachedStageOperator])
+def test_bad_input_is_not_retried_and_keeps_its_sentence(home, script: Script, kind):
     command = script("import sys; print('jora: Give a port.', file=sys.stderr); sys.exit(2)")
+    task = kind(task_id="stage", command=command, stage="index")
+    given = context() | {
+        "ti": SimpleNamespace(try_number=1, id="one", task_id="stage", stats_tags={}, map_index=-1)
+    }
     with pytest.raises(AirflowFailException) as failure:
-        operator(command).execute(context())
+        task.execute(given)
     assert str(failure.value) == "Give a port."
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jora_tasks.errors import DeviceBusy
+from jora_tasks.errors import DeviceBusy, InputError
 from jora_tasks.trainer import lease
 from jora_tasks.trainer.lease import devices, leased
 
@@ -105,3 +105,23 @@ def test_gpus_are_the_machine_s_and_not_a_home_s(tmp_path: Path, monkeypatch):
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_link_is_no_lease(tmp_path: Path, monkeypatch):
+    """In a folder where others write, a link could lead to a file of this user's."""
+    monkeypatch.setattr(lease.tempfile, "gettempdir", lambda: str(tmp_path / "shared"))
+    (tmp_path / "shared").mkdir()
+    with leased(tmp_path, "first", silent, {"CUDA_VISIBLE_DEVICES": "7"}):
+        pass
+    (file,) = (each for each in (tmp_path / "shared").rglob("*gpu-7*") if each.is_file())
+    own = tmp_path / "own"
+    own.write_text("mine")
+    monkeypatch.setattr(lease, "_kept", {})
+    file.unlink()
+    file.symlink_to(own)
+    with (
+        pytest.raises(InputError, match="is a link"),
+        leased(tmp_path, "second", silent, {"CUDA_VISIBLE_DEVICES": "7"}),
+    ):
+        pass
+    assert own.read_text() == "mine"

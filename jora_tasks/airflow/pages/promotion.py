@@ -7,6 +7,7 @@ from typing import Annotated
 from airflow.api_fastapi.auth.managers.models.base_user import BaseUser
 from fastapi import APIRouter, Form, HTTPException, Request, Response
 from fastapi.responses import RedirectResponse
+from starlette.background import BackgroundTask
 
 from jora_tasks.airflow.pages import home
 from jora_tasks.airflow.pages.access import PromoterDep, user_name
@@ -15,6 +16,7 @@ from jora_tasks.airflow.pages.addresses import address
 from jora_tasks.airflow.pages.confirmation import check, sign
 from jora_tasks.airflow.pages.rendering import page, prefix_of
 from jora_tasks.airflow.pages.scores import measures, scores_of
+from jora_tasks.events import tell_moves_here
 from jora_tasks.registry import Listed, earlier_champions
 
 router = APIRouter()
@@ -153,4 +155,6 @@ def _side_by_side(listed: Listed, before: Listed | None) -> list[tuple[str, str,
 
 
 def _to_line(request: Request, name: str) -> Response:
-    return RedirectResponse(prefix_of(request) + address("adapters", name) + "#history", 303)
+    # After the answer: a server that is slow is not this user's matter.
+    told = BackgroundTask(tell_moves_here, home.store(), name)
+    return RedirectResponse(prefix_of(request) + address("adapters", name) + "#history", 303, background=told)

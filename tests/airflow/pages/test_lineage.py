@@ -215,3 +215,13 @@ def test_the_plugin_is_light():
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_plugin_is_told_of_once():
+    """Of a plugin that is there twice, Airflow 3.3.2 leaves out all that come after, OpenLineage's too."""
+    from importlib.metadata import distributions
+
+    found = [
+        str(each.locate_file("")) for each in distributions() if each.entry_points.select(name="jora_pages")
+    ]
+    assert len(found) == 1, f"remove jora_tasks.egg-info: {found}"

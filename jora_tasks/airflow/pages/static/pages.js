@@ -1,10 +1,12 @@
 // While a run goes on its lineage is fetched again, unless someone is using the keyboard in it.
 const every = Number(document.querySelector("main").dataset.refresh);
 if (every) {
+  let waiting = false;
   setInterval(async () => {
     const main = document.querySelector("main");
-    if (!main.dataset.refresh || document.hidden || main.contains(document.activeElement)) return;
-    const response = await fetch(location.href);
+    if (waiting || !main.dataset.refresh || document.hidden || main.contains(document.activeElement)) return;
+    waiting = true;
+    const response = await fetch(location.href).finally(() => (waiting = false));
     if (!response.ok || response.redirected) return;
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     main.replaceWith(document.adoptNode(fresh.querySelector("main")));
