@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pyarrow.parquet as pq
 import pytest
 
 from jora_tasks.errors import InputError
@@ -47,6 +48,19 @@ def test_citing_arms_are_told_their_sources_and_closed_book_cites_nothing(rag) -
         assert len(opened.shown.sources) == 3 and len(gold.shown.sources or ()) == 1
         assert "[1]" in tokenizer.decode(gold.known)
         assert "[" not in tokenizer.decode(closed.known)
+
+
+def test_an_arm_is_told_the_labels_that_hold_the_evidence(rag) -> None:
+    retrieval = {"top_k": 10}
+    for cite in (True, False):
+        sections = {"prompts": {"cite": cite, "token_budget": 2000}, "retrieval": retrieval}
+        table = pq.read_table(rag.prompts(**sections).file("prompts.parquet"))
+        labels = {row["example_id"]: tuple(row["oracle_labels"]) for row in table.to_pylist()}
+        asked = read(rag, **sections).asked[OPEN]
+        assert len(asked) == 6
+        assert all(each.shown.evidence == labels[each.question.id] for each in asked)
+        assert all((each.shown.sources is not None) == cite for each in asked)
+        assert any(each.shown.evidence for each in asked)
 
 
 def test_one_document_is_one_cluster_unless_clusters_are_groups(rag) -> None:

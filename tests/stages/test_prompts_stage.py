@@ -264,16 +264,3 @@ def test_general_instructions_are_mixed_in_at_their_share(rag):
     path.write_text("[]")
     with pytest.raises(InputError, match=r"alpaca\.json has no records"):
         rag.prompts(prompts=settings)
-
-
-def test_evaluation_knows_the_labels_that_support_an_answer_where_it_cites(rag):
-    from jora_tasks.stages.evaluate import _test_questions
-
-    retrieval = {"top_k": 10}
-    for cite in (True, False):
-        prompts = rag.prompts(prompts={"cite": cite, "token_budget": 2000}, retrieval=retrieval)
-        labels = {row["example_id"]: tuple(row["oracle_labels"]) for row in rows_of(prompts)}
-        asked = _test_questions(prompts, rag.contexts(retrieval=retrieval), 100)
-        assert len(asked) == 6
-        assert all(each.question.supporting == (labels[each.question.id] if cite else None) for each in asked)
-    assert any(labels[each.question.id] for each in asked)
