@@ -19,7 +19,7 @@ NAMES = {
     "adapter": "Adapter",
     "evaluation": "Evaluation",
     "verdict": "Verdict",
-    "registered": "Registered version",
+    "registered": "Version",
     "champion": "Champion",
 }
 _PLACES = {kind: divmod(index, 3) for index, kind in enumerate(NAMES)}  # row, column

@@ -110,7 +110,7 @@ def test_a_finished_run_with_all_that_it_made_and_used(look, airflow_run, store,
     say(store, run_id, *finished(newest), REGISTERED)
     page = look(run_id).text
     found = states(page)
-    assert {found[name] for name in ("Contexts", "Adapter", "Verdict", "Registered version")} == {"built"}
+    assert {found[name] for name in ("Contexts", "Adapter", "Verdict", "Version")} == {"built"}
     assert found["Champion"] == "none"
     adapter = newest("adapter")
     assert f'href="/jora/artifacts/adapter/{adapter.key}"' in page and adapter.digest in page
@@ -161,7 +161,7 @@ def test_a_failed_task_is_named_with_a_link_to_its_log(look, server, store, run_
 def test_a_run_whose_progress_is_lost_is_found_through_the_manifests(look, airflow_run, store):
     run_id = airflow_run("success", RUN.partition("/")[2])
     found = states(look(run_id).text)
-    assert found["Adapter"] == found["Corpus"] == "built" and found["Registered version"] == "not-made"
+    assert found["Adapter"] == found["Corpus"] == "built" and found["Version"] == "not-made"
 
 
 def test_artifacts_that_were_removed_are_told_with_what_to_do(look, airflow_run, uma, store, newest):
