@@ -122,14 +122,12 @@ def home(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture
-def start(home: Path) -> Iterator[Callable[..., Training]]:
+def start(home: Path, tiny_project: Path) -> Iterator[Callable[..., Training]]:
     """Starts a training of its own and waits until it is in the middle; what is left is failed at the end."""
     clients = []
 
     def make(seed: int, **settings: Any) -> Training:
-        airflow = local.running(home)
-        assert airflow is not None
-        client = airflow.client()
+        client = local.start(home, tiny_project, FREE_PORT).client()  # the one that runs, if one does
         clients.append(client)
         conf = {"training.epochs": EPOCHS, "training.seed": seed, **settings}
         training = Training(home, client, client.trigger(DAG, conf)["dag_run_id"])
@@ -176,7 +174,7 @@ def test_one_training_outlives_its_trainer_its_task_and_all_of_airflow(start, ho
         if process not in mine:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-    assert local.running(home) is None
+    wait_for(lambda: local.running(home) is None, 15, "the end of Airflow")
     training.in_the_middle()
     with local.start(home, spec, FREE_PORT).client() as client:
         training.client = client
