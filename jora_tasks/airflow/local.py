@@ -158,9 +158,10 @@ def stop(home: str | Path, grace: float = STOP_SECONDS) -> bool:
         job.ask_to_stop()  # all at once, before anything else takes their time
     local = _last(home)
     stopped = local is not None and _stop(local, grace)
-    left = [*left, *(job for job in jobs(home) if job not in left)]  # started since they were counted
-    for job in left:
-        job.ask_to_stop()
+    for job in jobs(home):
+        if job not in left:  # started since they were counted
+            job.ask_to_stop()
+            left.append(job)
     for job in left:
         job.stop()
     return stopped or bool(left)

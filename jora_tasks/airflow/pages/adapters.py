@@ -110,7 +110,7 @@ def found(name: str, version: int) -> Listed:
       HTTPException: 404 if there is none.
     """
     known(name)
-    listed = home.registry().listed_version(name, version) if 0 < version < 2**31 else None
+    listed = home.registry().listed_version(name, version)
     if listed is None or not listed.adapter.digest:  # a shared registry has models that are no adapters
         raise HTTPException(404, f"There is no version {version} of {name!r} in the registry.")
     return listed
