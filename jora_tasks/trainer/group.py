@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jora_tasks.errors import InputError
 
 COORDINATOR, PROCESSES, PROCESS = "JORA_COORDINATOR", "JORA_NUM_PROCESSES", "JORA_PROCESS_ID"
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 INDICES = (PROCESS, "JOB_COMPLETION_INDEX", "SLURM_PROCID")
 
 
@@ -54,6 +55,6 @@ def group_of(environment: Mapping[str, str]) -> Group | None:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     value = environment.get(name, "")
-    if not value.isdigit():
+    if not (value.isascii() and value.isdigit()):
         raise InputError(f"{name} is {value!r}; set it to a whole number.")
     return int(value)

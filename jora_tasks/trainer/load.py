@@ -19,11 +19,13 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
+from jora_tasks.trainer.distributed import several
 from jora_tasks.trainer.lora import init_lora
-from jora_tasks.trainer.mesh import check_mesh, sharding
+from jora_tasks.trainer.matrix_units import multiplies_bf16
+from jora_tasks.trainer.mesh import check_mesh, platform, sharding
 from jora_tasks.trainer.model import LanguageModel
 from jora_tasks.trainer.parameters import BaseTree, Parameter, describe, unflatten
-from jora_tasks.trainer.quantize import FORMATS, Quantised
+from jora_tasks.trainer.quantize import BF16, FORMATS, Quantised
 from jora_tasks.trainer.targets import disagreement, lora_targets
 from jora_tasks.trainer.weights import Checkpoint
 
@@ -87,9 +89,12 @@ def load_model(
 def abstract_base(
     config: DecoderConfig, dtype: Any = jnp.float32, quantization: str = "none", mesh: Mesh | None = None
 ) -> BaseTree:
-    """What `load_base` returns, as `jax.ShapeDtypeStruct`s that say where each array lies."""
+    """What `load_base` returns, as `jax.ShapeDtypeStruct`s that say where each array lies.
+
+    Not that a CPU may keep bf16 matrices of the files as they are: that takes less.
+    """
     parameters = describe(config, dtype).items()
-    return unflatten({path: _abstract(parameter, quantization, mesh) for path, parameter in parameters})
+    return unflatten({path: _abstract(p, _form(p, quantization), mesh) for path, p in parameters})
 
 
 def load_base(
@@ -99,14 +104,37 @@ def load_base(
     mesh: Mesh | None = None,
     quantization: str = "none",
 ) -> BaseTree:
-    """The frozen weights as a tree of `describe`'s paths, the layers' projections quantised."""
+    """The frozen weights as a tree of `describe`'s paths, the layers' projections quantised.
+
+    A CPU that multiplies bf16 fast keeps the projections that are bf16 in the files so, for products in f32
+    too: the values are the same. Of several processes none does, since their CPUs may differ.
+    """
     checkpoint = Checkpoint(Path(folder))
     parameters = describe(config, dtype)
     for parameter in parameters.values():
         shape = parameter.shape[1:] if _stacked(parameter) else parameter.shape
         for name in _names(parameter):
             checkpoint.check(name, shape)
-    return unflatten({path: _load(checkpoint, p, quantization, mesh) for path, p in parameters.items()})
+    forms = {path: _form(parameter, quantization) for path, parameter in parameters.items()}
+    on_cpu = platform(mesh) == "cpu" and not several()
+    if on_cpu and dtype == "float32" and quantization == "none" and multiplies_bf16():
+        forms |= {path: BF16 for path, p in parameters.items() if _fits_bf16(checkpoint, p)}
+    return unflatten({path: _load(checkpoint, p, forms[path], mesh) for path, p in parameters.items()})
+
+
+def _form(parameter: Parameter, quantization: str) -> type[Quantised] | None:
+    """How a parameter is kept; None is as a plain array."""
+    return FORMATS.get(quantization) if _is_projection(parameter) else None
+
+
+def _fits_bf16(checkpoint: Checkpoint, parameter: Parameter) -> bool:
+    in_file = {checkpoint[name].type for name in _names(parameter)}
+    return _is_projection(parameter) and in_file == {"BF16"}
+
+
+def _is_projection(parameter: Parameter) -> bool:
+    """Whether it is a projection's matrix, one of every layer."""
+    return len(parameter.shape) == 3
 
 
 def _stacked(parameter: Parameter) -> bool:
@@ -119,11 +147,11 @@ def _names(parameter: Parameter) -> list[str]:
     return [parameter.checkpoint_name.format(layer) for layer in layers]
 
 
-def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+def _abstract(parameter: Parameter, form: type[Quantised] | None, mesh: Mesh | None) -> Any:
     struct = jax.ShapeDtypeStruct(parameter.shape, parameter.dtype)
     axes: Any = parameter.axes
-    if quantization != "none" and len(parameter.shape) == 3:  # a projection of every layer
-        struct = jax.eval_shape(FORMATS[quantization].of, struct)
+    if form is not None:
+        struct = jax.eval_shape(form.of, struct)
         axes = struct.axes(parameter.axes)
     return jax.tree.map(
         lambda leaf, axes: jax.ShapeDtypeStruct(
@@ -134,12 +162,14 @@ def _abstract(parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any
     )
 
 
-def _load(checkpoint: Checkpoint, parameter: Parameter, quantization: str, mesh: Mesh | None) -> Any:
+def _load(
+    checkpoint: Checkpoint, parameter: Parameter, form: type[Quantised] | None, mesh: Mesh | None
+) -> Any:
     first = SingleDeviceSharding(jax.devices()[0])
     place = sharding(mesh, parameter.axes) or first
     if not _stacked(parameter):
         return _cast(_read(checkpoint, parameter.checkpoint_name, parameter.shape, place), parameter.dtype)
-    struct = _abstract(parameter, quantization, mesh)
+    struct = _abstract(parameter, form, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding or first, struct)
     stack = jax.tree.map(lambda leaf, place: jnp.zeros(leaf.shape, leaf.dtype, device=place), struct, places)
     write = _writer(places)

@@ -16,13 +16,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jora_tasks.artifacts import atomic_folder, check_unused
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.export import read_adapter
 from jora_tasks.trainer.targets import EMBEDDING, HEAD, lora_targets
 from jora_tasks.trainer.weights import WEIGHTS, Checkpoint
+from jora_tasks.writing import atomic_folder, check_unused
 
 MERGED = "merged.json"
 SHARD_BYTES = 5 * 10**9

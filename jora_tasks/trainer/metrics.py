@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jora_tasks.artifacts import write_text
+from jora_tasks.writing import write_text
 
 METRICS = "metrics.jsonl"
 CURVES = {

@@ -64,9 +64,14 @@ def remat_policy(remat: str, long: bool, on_cpu: bool = False) -> Callable[..., 
             offload_src="device",
             offload_dst="pinned_host",
         )
+    return jax.checkpoint_policies.save_only_these_names(*KEPT[kept(remat, long, on_cpu)])
+
+
+def kept(remat: str, long: bool, on_cpu: bool = False) -> str:
+    """The name in `KEPT` of what a policy keeps on the device; see `remat_policy`."""
     if remat == "auto":
-        remat = "full" if long else "none" if on_cpu else "attention"
-    return jax.checkpoint_policies.save_only_these_names(*KEPT[remat])
+        return "full" if long else "none" if on_cpu else "attention"
+    return "full" if remat == "offload" else remat
 
 
 def embed_tokens(

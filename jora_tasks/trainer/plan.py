@@ -21,10 +21,9 @@ from typing import Any
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, ModelConfig, TrainConfig
+from jora_tasks.trainer.chips import TPUS, chip_of
 
-# Memory of a chip in bytes, from Google Cloud's pages on each TPU version.
-CHIP_MEMORY = {"v4": 32 << 30, "v5e": 16 << 30, "v5p": 95 << 30, "v6e": 32 << 30}
-TARGET = re.compile(r"local|cpu:[1-9]\d{0,3}|tpu:(" + "|".join(CHIP_MEMORY) + r"):\d+x\d+(x\d+)?")
+TARGET = re.compile(r"local|cpu:[1-9]\d{0,3}|tpu:(" + "|".join(TPUS) + r"):\d+x\d+(x\d+)?")
 TOTAL_STEPS = 1000  # of the schedule; it changes no shape
 
 
@@ -53,10 +52,10 @@ def plan(request: Request) -> dict[str, Any]:
 
     Returns:
       ``bytes_per_device`` (arguments, temporaries, total; of a device's main memory),
-      ``arguments_per_device`` (base, adapter, optimizer), ``collectives`` ({kind: {count, bytes}} that a
-      device executes in a step), ``flops`` (of the whole step; 4N, see `flops`), ``compile_seconds``,
-      ``memory_per_device`` (bytes or None) and ``fits`` (None where the memory is not known), beside what
-      was asked.
+      ``arguments_per_device`` (base, adapter, optimizer), ``collectives`` ({kind: {count, bytes, sent}} that
+      a device executes in a step), ``flops`` (of the whole step; 4N, see `flops`), ``predicted_seconds`` (of
+      a step on chips whose bandwidths are known, see `roofline`), ``compile_seconds``, ``memory_per_device``
+      (bytes or None) and ``fits`` (None where the memory is not known), beside what was asked.
 
     Raises:
       InputError: if the target or model is not known, or the mesh does not fit them.
@@ -68,7 +67,7 @@ def plan(request: Request) -> dict[str, Any]:
     if not TARGET.fullmatch(request.target):
         raise InputError(
             f"--target {request.target!r} is not known; use local, cpu:<devices> as in cpu:4, or "
-            f"tpu:<version>:<topology> as in tpu:v5e:2x2, version one of {', '.join(CHIP_MEMORY)}."
+            f"tpu:<version>:<topology> as in tpu:v5e:2x2, version one of {', '.join(TPUS)}."
         )
     done = subprocess.run(
         [sys.executable, "-m", "jora_tasks.trainer.plan"],
@@ -121,8 +120,11 @@ def compile_plan(request: Request) -> dict[str, Any]:
 
     from jora_tasks.trainer.collectives import collectives
     from jora_tasks.trainer.flops import step_flops
+    from jora_tasks.trainer.layer import in_chunks
     from jora_tasks.trainer.memory import main_memory_bytes, program_bytes
-    from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh
+    from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh, platform
+    from jora_tasks.trainer.model import kept
+    from jora_tasks.trainer.roofline import predict
     from jora_tasks.trainer.shapes import shape_of
     from jora_tasks.trainer.step import lower_step, make_step
 
@@ -144,6 +146,7 @@ def compile_plan(request: Request) -> dict[str, Any]:
         "sequence_length": length,
         "scored_tokens": scored,
         "batch_size": training.batch_size,
+        "gradient_accumulation": training.gradient_accumulation,
         "mesh": dict(mesh.shape),
         "devices": mesh.size,
         "device_kind": devices[0].device_kind,
@@ -170,8 +173,7 @@ def compile_plan(request: Request) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         analysis: Any = compiled.memory_analysis()
         total = main_memory_bytes(Path(dumps)) or program_bytes(analysis)
-    return {
-        **facts,
+    facts |= {
         "bytes_per_device": {
             "arguments": analysis.argument_size_in_bytes,
             "temporaries": total - analysis.argument_size_in_bytes,
@@ -182,6 +184,9 @@ def compile_plan(request: Request) -> dict[str, Any]:
         "compile_seconds": round(seconds, 1),
         "fits": None if memory is None else total <= memory,
     }
+    chip = chip_of(devices[0].device_kind)
+    keeps = kept(training.remat, long=in_chunks(length, mesh), on_cpu=platform(mesh) == "cpu")
+    return facts | {"predicted_seconds": predict(facts, chip, config, request.lora, keeps) if chip else None}
 
 
 def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, ...]:
@@ -260,10 +265,13 @@ def _devices(target: str) -> tuple[list[Any], int | None]:
         described = topologies.get_topology_desc(platform="tpu", topology_name=f"{version}:{topology}")
     except Exception as error:  # the compiler's own kinds differ between its releases
         if "libtpu" in str(error) and "install" in str(error):
-            raise InputError(f"--target {target} needs the TPU compiler; install jora-tasks[tpu].") from None
+            raise InputError(
+                f"--target {target} needs the TPU compiler; run `pip install -c constraints.txt -e '.[tpu]'` "
+                "in the project's folder."
+            ) from None
         first = str(error).splitlines()[0]
         raise InputError(f"--target {target} is not a topology of {version}: {first[:200]}") from None
-    return list(described.devices), CHIP_MEMORY[version]
+    return list(described.devices), TPUS[version].memory
 
 
 def _bytes_per_device(tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Frozen weights in 8 or 4 bits: pure functions from a float matrix to a quantised one, and back.
+"""Frozen weights in 16, 8 or 4 bits: pure functions from a float matrix to a kept one, and back.
 
 A quantised weight is a pytree of arrays with the float weight's leading axes, so that a scan over layers
 slices it. Every leaf has a long last axis: accelerators pad short ones.
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt8, UInt16
 from jaxtyping import Int8 as Int8Array
 
 from jora_tasks.trainer.mesh import Axes
@@ -38,6 +38,28 @@ NF4_LEVELS = (
     0.7229568362236023,
     1.0,
 )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BF16:
+    """An f32 matrix whose values are exact in bf16: 2 bytes a weight.
+
+    Kept as bits: XLA for CPUs would make slices of a bf16 stack, and so the whole stack, f32.
+    """
+
+    bits: UInt16[Array, "*L out in"]
+
+    @classmethod
+    def of(cls, weight: Float[Array, "*L out in"]) -> BF16:
+        return cls(jax.lax.bitcast_convert_type(weight.astype(jnp.bfloat16), jnp.uint16))
+
+    def axes(self, axes: Axes) -> BF16:
+        """The leaf's logical axes, given the float weight's."""
+        return replace(self, bits=axes)  # type: ignore[arg-type]
+
+    def dequantise(self, dtype: Any = jnp.float32) -> Float[Array, "*L out in"]:
+        return jax.lax.bitcast_convert_type(self.bits, jnp.bfloat16).astype(dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -123,14 +145,15 @@ class NF4:
         return jnp.swapaxes(self.transposed(dtype), -1, -2)
 
 
-Quantised = Int8 | NF4
-FORMATS: dict[str, type[Int8] | type[NF4]] = {"int8": Int8, "nf4": NF4}
+Quantised = BF16 | Int8 | NF4
+FORMATS: dict[str, type[Int8] | type[NF4]] = {"int8": Int8, "nf4": NF4}  # that change the values
 
 
 def base_in_words(base: Any) -> str:
     """How a base tree's weights are kept, for people: "float32", or "bfloat16, projections in NF4"."""
-    leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, Quantised))
-    kept = {type(leaf).__name__ for leaf in leaves if isinstance(leaf, Quantised)}
+    formats = tuple(FORMATS.values())
+    leaves = jax.tree.leaves(base, is_leaf=lambda leaf: isinstance(leaf, formats))
+    kept = {type(leaf).__name__ for leaf in leaves if isinstance(leaf, formats)}
     return ", projections in ".join([str(base["embed"].dtype), *kept])
 
 

@@ -12,18 +12,20 @@ import jax
 import numpy as np
 
 from jora_tasks.errors import InputError
-from jora_tasks.trainer.checkpoint import Position, WorkFolder
+from jora_tasks.trainer.checkpoint import OnSaved, Position, WorkFolder
 from jora_tasks.trainer.distributed import broadcast, from_first, several
 from jora_tasks.trainer.metrics import METRICS
 
 
-def open_work(path: Path, identity: Mapping[str, Any]) -> WorkFolder | SharedWork:
+def open_work(
+    path: Path, identity: Mapping[str, Any], on_saved: OnSaved | None = None
+) -> WorkFolder | SharedWork:
     """The work folder of a run, of however many processes.
 
     Raises:
       InputError: see `WorkFolder`.
     """
-    return SharedWork(path, identity) if several() else WorkFolder(path, identity)
+    return (SharedWork if several() else WorkFolder)(path, identity, on_saved)
 
 
 class SharedWork:
@@ -33,14 +35,14 @@ class SharedWork:
     small beside the base, so they pass whole between processes.
     """
 
-    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, identity: Mapping[str, Any], on_saved: OnSaved | None = None) -> None:
         self.path = path.resolve()
         self.metrics_file = self.path / METRICS
         self.saved: int | None = None
         self._folder: WorkFolder | None = None
 
         def open_folder() -> None:
-            self._folder = WorkFolder(path, identity)
+            self._folder = WorkFolder(path, identity, on_saved)
 
         ours = json.loads(json.dumps(identity))
         first = from_first(lambda: ours)

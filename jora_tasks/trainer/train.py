@@ -16,12 +16,11 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from jora_tasks.artifacts import atomic_folder, check_unused
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, MeshConfig, TrainConfig
 from jora_tasks.trainer.batches import Batches
 from jora_tasks.trainer.card import SKIPPED, model_card, summarise
-from jora_tasks.trainer.checkpoint import WorkFolder
+from jora_tasks.trainer.checkpoint import OnSaved, WorkFolder
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.data import Dataset
 from jora_tasks.trainer.distributed import from_first, gathered, initialize, is_first, meet, several
@@ -39,6 +38,7 @@ from jora_tasks.trainer.quantize import base_in_words
 from jora_tasks.trainer.shared import SharedWork, open_work
 from jora_tasks.trainer.sigterm import stop_on_sigterm
 from jora_tasks.trainer.targets import disagreement
+from jora_tasks.writing import atomic_folder, check_unused
 
 CARD, SUMMARY = "README.md", "summary.json"
 
@@ -57,6 +57,7 @@ def train_lora(
     work: str | Path | None = None,
     held_out: Dataset | None = None,
     profile: str | Path | None = None,
+    on_checkpoint: OnSaved | None = None,
 ) -> Path:
     """Train an adapter and write it as a PEFT folder with its card.
 
@@ -78,6 +79,8 @@ def train_lora(
       work: folder of checkpoints; default a hidden sibling of ``output``, removed at the end.
       held_out: examples of the evaluation loss, where ``training.eval_every`` asks for one.
       profile: folder of the trace, where ``training.profile_updates`` asks for one.
+      on_checkpoint: called in the background with the update of each checkpoint that is whole in ``work``;
+        a failure of it is logged, and stops nothing.
 
     Returns:
       ``output``.
@@ -117,7 +120,7 @@ def train_lora(
             )
         model = _with_settings(model, lora)
         meet()
-        state = open_work(folder, _identity(model, dataset, held_out, lora, training))
+        state = open_work(folder, _identity(model, dataset, held_out, lora, training), on_checkpoint)
         try:
             trained = _train(model, dataset, held_out, training, state, on_step, profile)
         finally:

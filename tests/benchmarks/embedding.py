@@ -1,6 +1,6 @@
 """Embedding beside plain `SentenceTransformer.encode`, on passages of mixed lengths.
 
-    python -m tests.benchmarks.embedding [--texts 200] [--threads 2] [--int8]
+    python -m tests.benchmarks.embedding [--texts 1000] [--threads 2] [--int8]
 
 Real text (CPython's language topics) in the demo's embedder. Both run in turns, `--rounds` times; prints one
 JSON object: texts a second (medians over rounds), their ratio, and the least cosine between the vectors.
@@ -38,7 +38,7 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser()
-    parser.add_argument("--texts", type=int, default=200)
+    parser.add_argument("--texts", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--int8", action="store_true", help="as well the onnx_int8 backend")

@@ -1,6 +1,6 @@
 """What one changed document costs, and what a large corpus takes in memory.
 
-    python -m tests.benchmarks.incremental [--documents 10000] [--words 60]
+    python -m tests.benchmarks.incremental [--documents 10000] [--words 200]
     python -m tests.benchmarks.incremental --memory [--documents 100000] [--words 15]
 
 The first builds an index of generated documents with the demo's embedder, changes one of them and builds
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     count = options.documents or (100_000 if options.memory else 10_000)
-    words = options.words or (15 if options.memory else 60)
+    words = options.words or (15 if options.memory else 200)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         os.environ["JORA_HOME"] = str(folder / "home")

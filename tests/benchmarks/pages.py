@@ -1,26 +1,35 @@
 """What the pages cost with ten thousand of everything.
 
-    python -m tests.benchmarks.pages [--records 10000]
+    python -m tests.benchmarks.pages [--records 10000] [--shared]
 
 Generates that many versions of one line, documents of one corpus, runs in Airflow and steps of one run's
 training, asks Airflow's own app for each page, and prints one JSON object: page → seconds (median of five,
-after one to warm up), kilobytes, and SQL statements of the request.
+after one to warm up), kilobytes, SQL statements of the request, seconds and CPU seconds of the first look.
+With ``--shared`` costs are those of four machines that share them in an S3 server on loopback.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import socket
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import fsspec
+
 from jora_tasks.airflow.runs import progress_file, run_folder
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.costs import month_file, share
 from jora_tasks.progress import Event, FileSink
 from jora_tasks.stages.pipeline import STAGES
 
@@ -30,10 +39,41 @@ TRIES = 5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--records", type=int, default=10_000)
-    records = parser.parse_args().records
+    parser.add_argument("--shared", action="store_true")
+    given = parser.parse_args()
+    records = given.records
     with tempfile.TemporaryDirectory() as folder:
         prepare_environment(Path(folder))
-        print(json.dumps({"records": records, **measure(Path(folder), records)}, indent=2))
+        with objects() if given.shared else contextlib.nullcontext(""):
+            print(json.dumps({"records": records, **measure(Path(folder), records)}, indent=2))
+
+
+@contextlib.contextmanager
+def objects() -> Iterator[None]:
+    """An S3 server, a process of its own, that machines share."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "worker",
+        "AWS_SECRET_ACCESS_KEY": "of-the-worker",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "JORA_ARTIFACTS": "s3://fleet/shared",
+    }
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        system = fsspec.filesystem("s3")
+        while True:
+            with contextlib.suppress(Exception):
+                system.makedirs("fleet", exist_ok=True)
+                break
+            time.sleep(0.2)
+        yield
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def prepare_environment(folder: Path) -> None:
@@ -65,6 +105,7 @@ def measure(folder: Path, records: int) -> dict[str, Any]:
     add_versions(store.home / "mlflow" / "mlflow.db", records)
     add_runs(folder / "airflow" / "airflow.db", records)
     write_progress(store, f"manual__{records}", records)
+    write_costs(store, records)
     corpus = store.latest("tiny", "corpus").key
     pages = {
         "lines": "/adapters",
@@ -73,21 +114,26 @@ def measure(folder: Path, records: int) -> dict[str, Any]:
         "promote": f"/adapters/tiny/versions/{records}/promote",
         "documents": f"/artifacts/corpus/{corpus}/documents",
         "documents, searched": f"/artifacts/corpus/{corpus}/documents?search=0099",
+        "costs": "/costs",
         "lineage of a run": f"/lineage?dag_id=adapter_training&run_id=manual__{records}",
     }
-    client = TestClient(create_app(apps="core"))
+    client = TestClient(create_app(apps="core"), base_url="http://127.0.0.1")
     statements = count_statements()
     costs = {}
     for name, path in pages.items():
-        seconds = []
-        for _ in range(TRIES + 1):
+        seconds, used = [], time.process_time()
+        for number in range(TRIES + 1):
             statements.clear()
             started = time.perf_counter()
             answer = client.get(f"/jora{path}")
             seconds.append(time.perf_counter() - started)
             assert answer.status_code == 200, (path, answer.text)
+            if number == 0:
+                used = time.process_time() - used
         costs[name] = {
             "seconds": round(statistics.median(seconds[1:]), 3),
+            "first_seconds": round(seconds[0], 3),
+            "first_cpu_seconds": round(used, 3),
             "kilobytes": round(len(answer.content) / 1000, 1),
             "statements": len(statements),
         }
@@ -105,6 +151,30 @@ def write_progress(store: ArtifactStore, run_id: str, steps: int) -> None:
             key = store.latest("tiny", stage.kind).key
             sink(Event(stage.name, "built", fields={"seconds": 1.0, "key": key}))
     sink(Event("register", "built", fields={"name": "tiny", "version": 3, "alias": "candidate"}))
+
+
+def write_costs(store: ArtifactStore, runs: int) -> None:
+    """Records of this month, of each stage of so many runs: in the home, or shared by four machines."""
+    month = datetime.now(UTC).strftime("%Y-%m")
+    if store.shared is None:
+        write_records(month_file(store.home, month), month, range(1, runs + 1))
+        return
+    for machine in range(4):
+        home, mine = store.home.with_name(f"machine {machine}"), range(1 + machine, runs + 1, 4)
+        for first in range(0, len(mine), 80):  # a piece is full by then
+            write_records(month_file(home, month), month, mine[first : first + 80])
+            share(home, store.shared)
+
+
+def write_records(file: Path, month: str, runs: Sequence[int]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    took = {"seconds": 1.0, "device_seconds": 1.0, "read": 1, "written": 1, "sent": 1, "fetched": 1}
+    with file.open("a") as lines:
+        for run in runs:
+            for stage in STAGES:
+                told = {"stage": stage, "line": "tiny", "run": f"adapter_training/manual__{run}"}
+                ends = {"id": f"{run}-{stage}", "state": "built", "ended": f"{month}-01T00:00:00Z"}
+                lines.write(json.dumps({**told, **ends, **took, "hits": 0, "misses": 1}) + "\n")
 
 
 def count_statements() -> list[str]:

@@ -207,6 +207,8 @@ def test_the_environment_says_which_process_this_is(environment, expected):
     ("environment", "words"),
     [
         ({"JORA_NUM_PROCESSES": "two"}, "JORA_NUM_PROCESSES is 'two'; set it to a whole number"),
+        ({"JORA_NUM_PROCESSES": "²"}, "JORA_NUM_PROCESSES is '²'; set it to a whole number"),
+        ({**BY_HAND, "JORA_PROCESS_ID": "²"}, "JORA_PROCESS_ID is '²'; set it to a whole number"),
         ({"JORA_NUM_PROCESSES": "2", "JORA_PROCESS_ID": "0"}, "give JORA_COORDINATOR as host:port"),
         (BY_HAND, "JORA_PROCESS_ID is ''; set it to a whole number"),
         ({**BY_HAND, "JORA_PROCESS_ID": "4"}, "JORA_PROCESS_ID is 4, but JORA_NUM_PROCESSES is 4"),

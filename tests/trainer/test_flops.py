@@ -10,7 +10,7 @@ import pytest
 
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.config import parse_config
-from jora_tasks.trainer.flops import peak_flops, step_flops
+from jora_tasks.trainer.flops import again_flops, peak_flops, step_flops
 
 SMALL = parse_config(
     {
@@ -48,6 +48,20 @@ def test_sequences_add_up():
     lora = LoraConfig(r=2)
     apart = step_flops(SMALL, lora, [7], 2) + step_flops(SMALL, lora, [9], 1)
     assert step_flops(SMALL, lora, [7, 9], 3) == apart
+
+
+def test_what_is_computed_again_is_that_of_its_products():
+    length, rank, lora = 10, 2, LoraConfig(r=2, target_modules=("q_proj",))
+    weights = _product(length, 8, rank) + _product(length, rank, 24)
+    for inputs, outputs in ((8, 24), (8, 12), (8, 12), (24, 8), (8, 20), (8, 20), (20, 8)):
+        weights += _product(length, inputs, outputs)
+    scores = 4 * _product(length, 6, length) // 2  # q k' of four heads, half of it masked; p v as much
+    again = {keeps: again_flops(SMALL, lora, [length], keeps) for keeps in ("none", "attention", "full")}
+    assert again == {
+        "none": 3 * scores,
+        "attention": 3 * (scores + weights),
+        "full": 3 * (scores + weights + 2 * scores),
+    }
 
 
 def test_a_window_leaves_out_the_pairs_beyond_it():

@@ -10,12 +10,10 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from jora_tasks.errors import InputError
 from jora_tasks.planning import parse_mesh
 from jora_tasks.spec import LoraConfig, MeshConfig, ModelConfig, TrainConfig
-from jora_tasks.trainer.collectives import collectives
 from jora_tasks.trainer.load import load_model
 from jora_tasks.trainer.mesh import make_mesh
 from jora_tasks.trainer.optimizer import init_optimizer
@@ -57,24 +55,6 @@ def test_arguments_are_the_bytes_that_a_device_then_holds(tiny_model):
     assert size["total"] >= size["arguments"] + size["temporaries"] > size["arguments"]
     assert found["fits"] is None and found["devices"] == 4
     assert found["collectives"]["all-gather"]["count"] > 0
-
-
-def test_collectives_in_a_loop_count_every_round():
-    mesh = make_mesh(MeshConfig(tensor=4))
-    split = NamedSharding(mesh, PartitionSpec(None, "tensor"))
-
-    def summed(x):
-        def body(total, row):
-            return total + jax.lax.psum(row, "tensor"), None
-
-        return jax.lax.scan(body, jnp.zeros(x.shape[1], jnp.float32), x)[0]
-
-    mapped = jax.shard_map(
-        summed, mesh=mesh, in_specs=PartitionSpec(None, "tensor"), out_specs=PartitionSpec(), check_vma=False
-    )
-    x = jax.ShapeDtypeStruct((7, 64), jnp.float32, sharding=split)
-    found = collectives(jax.jit(mapped).lower(x).compile().as_text())
-    assert found == {"all-reduce": {"count": 7, "bytes": 7 * 16 * 4}}
 
 
 @pytest.mark.parametrize(

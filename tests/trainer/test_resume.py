@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import DiskFull, InputError
 from jora_tasks.trainer.lock import sole_use
 from jora_tasks.trainer.train import train_lora
 from tests.trainer import tiny_run
@@ -186,7 +186,7 @@ def test_a_full_disk_costs_nothing_but_time(whole):
         r"kept in .*/disk/work: no space left on device; the last checkpoint of update (\d+) is", done.stderr
     )
     assert told, done.stderr
-    again = done.stdout.partition("code 1\n")[2].splitlines()
+    again = done.stdout.partition(f"code {DiskFull.exit_code}\n")[2].splitlines()
     assert again == [*map(str, range(int(told[1]) + 1, 25)), "code 0"], done.stdout
     _assert_same(whole / "full", whole / "whole")
 
