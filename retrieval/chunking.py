@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from retrieval.documents import Document
 from retrieval.headings import find_headings
 
-CHUNKER = "headings-1"  # raise with any change that would cut or label otherwise
+CHUNKER = "headings-2"  # raise with any change that would cut or label otherwise
 SEPARATOR = " › "
 
 # Where a long section is cut, best first: after a blank line, a line, a sentence, a word.

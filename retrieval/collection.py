@@ -49,14 +49,20 @@ def collect(
       cache: knows what costly files were read as before.
 
     Raises:
-      InputError: for an id given twice; for what cannot be read, if ``documents.unreadable`` is
-        error; and at the end, if no document has text.
+      InputError: for what cannot be read, and an id given again, if ``documents.unreadable`` is error; and at
+        the end, if no document has text.
     """
     places: dict[str, str] = {}
     texts: set[bytes] = set()
     first = ""
     for file in files:
         for loaded in load_file(file, config, cache):
+            if not isinstance(loaded, Unreadable) and (twin := places.get(loaded[0].id)):
+                document, place = loaded
+                loaded = Unreadable(
+                    document.source,
+                    f"{place}: document id {document.id!r} is that of {twin}; give each document its own id.",
+                )
             if isinstance(loaded, Unreadable):
                 first = first or loaded.reason
                 if config.unreadable == "error":
@@ -68,11 +74,6 @@ def collect(
             if not document.text.strip():
                 tally.empty += 1
                 continue
-            if document.id in places:
-                raise InputError(
-                    f"{place}: document id {document.id!r} is that of {places[document.id]}; "
-                    "give each document its own id."
-                )
             places[document.id] = place
             text = hashlib.sha256(document.text.encode()).digest()
             if text in texts:

@@ -15,9 +15,11 @@ class Document:
     """One document.
 
     Attributes:
-      id: relative path with forward slashes, or the id that a row of a table gives.
+      id: relative path with forward slashes, or the id that a row of a table gives; NFC-normalised, as
+        questions name it, whichever form the file system keeps.
       source: relative path of the file it is from; one in an archive has the archive's before its own.
-      title: its first heading, its HTML or PDF title, its row's title, or the file's name.
+      title: its first heading, its HTML or PDF title, its row's title, or the file's name;
+        at most 200 characters of it.
       text: NFC-normalised, lines ended by a newline alone.
       metadata: further facts of it by name, as text.
     """

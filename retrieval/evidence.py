@@ -60,7 +60,7 @@ def resolve(evidence: Evidence, texts: Mapping[str, str]) -> Span | None:
 
 
 def is_relevant(document_id: str, start: int, end: int, spans: Iterable[Span]) -> bool:
-    """Whether a chunk with this span holds some of the evidence."""
+    """Whether a chunk with this span holds some of the evidence itself, not in a copy."""
     return any(span.overlaps(document_id, start, end) for span in spans)
 
 
@@ -79,6 +79,11 @@ def relevant_chunks(spans: Iterable[Span], chunks_of: Mapping[str, list[Chunk]])
         for chunk in chunks_of.get(document, [])
         if is_relevant(chunk.document_id, chunk.start, chunk.end, spans)
     ]
+
+
+def relevant_texts(spans: Iterable[Span], chunks_of: Mapping[str, list[Chunk]]) -> frozenset[str]:
+    """The texts of `relevant_chunks`: any chunk with one of them is relevant, a copied document's as well."""
+    return frozenset(chunk.text for chunk in relevant_chunks(spans, chunks_of))
 
 
 def by_document(chunks: Iterable[Chunk]) -> dict[str, list[Chunk]]:

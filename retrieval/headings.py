@@ -10,7 +10,8 @@ from dataclasses import dataclass
 MARKDOWN = (".md", ".html", ".htm", ".docx", ".jsonl", ".csv", ".tsv", ".parquet")
 RESTRUCTURED = (".rst",)
 
-_ATX = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)(?:[ \t]+#+)?[ \t]*$")
+_LONGEST = 200  # characters: every chunk below a heading carries it
+_ATX = re.compile(r" {0,3}(#{1,6})[ \t]")
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 _SETEXT = re.compile(r"(={3,}|-{3,})[ \t]*$")
 _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*$")
@@ -18,7 +19,7 @@ _ADORNMENT = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*$")
 
 @dataclass(frozen=True)
 class Heading:
-    """A heading line: where it starts in the text, its level from 1, its words."""
+    """A heading line: where it starts in the text, its level from 1, its words as `shortened` has them."""
 
     start: int
     level: int
@@ -40,6 +41,11 @@ def first_heading(text: str, suffix: str) -> str:
     return headings[0].title if headings else ""
 
 
+def shortened(title: str) -> str:
+    """A title of at most 200 characters; a longer one ends in ``…``."""
+    return title if len(title) <= _LONGEST else f"{title[: _LONGEST - 1].rstrip()}…"
+
+
 def _lines(text: str) -> list[tuple[int, str]]:
     """Each line with the position it starts at."""
     lines, start = [], 0
@@ -59,11 +65,18 @@ def _markdown(text: str) -> Iterator[Heading]:
                 fence = ""
         elif mark:
             fence = mark[1]
-        elif (found := _ATX.match(line)) and found[2]:
-            yield Heading(start, len(found[1]), found[2])
+        elif (found := _ATX.match(line)) and (title := _without_closing(line[found.end() :])):
+            yield Heading(start, len(found[1]), shortened(title))
         elif _SETEXT.match(line) and number and _stands_alone(lines, number - 1):
             above_start, above = lines[number - 1]
-            yield Heading(above_start, 1 if line[0] == "=" else 2, above.strip())
+            yield Heading(above_start, 1 if line[0] == "=" else 2, shortened(above.strip()))
+
+
+def _without_closing(title: str) -> str:
+    """The words of an ATX heading, without the ``#`` that may close it."""
+    title = title.strip(" \t")
+    words = title.rstrip("#")
+    return words.rstrip(" \t") if words.endswith((" ", "\t")) else title
 
 
 def _stands_alone(lines: list[tuple[int, str]], number: int) -> bool:
@@ -95,4 +108,5 @@ def _restructured(text: str) -> Iterator[Heading]:
         style = (mark[1], overlined)
         if style not in styles:
             styles.append(style)
-        yield Heading(lines[number - 2][0] if overlined else start, styles.index(style) + 1, title.strip())
+        level = styles.index(style) + 1
+        yield Heading(lines[number - 2][0] if overlined else start, level, shortened(title.strip()))

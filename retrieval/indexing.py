@@ -7,15 +7,22 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 
 from jora_tasks.errors import InputError
-from retrieval.cache import Cache, parts, text_key
+from retrieval.cache import Cache, text_key
 from retrieval.chunking import CHUNKER, Chunk, Cut, cut_document, make_chunk
 from retrieval.documents import Document
 from retrieval.embedding import ONNX_INT8, Embedder, EmbedderIdentity, embedding_text
+
+T = TypeVar("T")
+
+FACTS = ("identity", "tokens_around", "cosine")
+"""What a cache knows of its embedder by these names."""
 
 WINDOW = 8192  # chunks sorted by length together: what is in memory of the texts to embed
 _DOCUMENTS_AT_ONCE = 256
@@ -71,8 +78,8 @@ class Indexer:
 
     def chunks(self, documents: Iterable[Document]) -> Iterator[tuple[Document, list[tuple[Chunk, bytes]]]]:
         """Each document with its chunks in order, each with the key of its vector."""
-        for part in parts(documents, _DOCUMENTS_AT_ONCE):
-            keys = [self._cut_key(document) for document in part]
+        for part in _parts(documents, _DOCUMENTS_AT_ONCE):
+            keys = [self.cut_key(document) for document in part]
             known = self._cache.cuts(keys)
             made = {}
             for document, key in zip(part, keys, strict=True):
@@ -126,7 +133,7 @@ class Indexer:
         known = self._cache.fact("cosine")
         return json.loads(known) if known else None
 
-    def _cut_key(self, document: Document) -> bytes:
+    def cut_key(self, document: Document) -> bytes:
         """What decides how a document is cut and what is embedded of it."""
         cutting = [CHUNKER, self._cutting.chunk_tokens, self._cutting.chunk_overlap, self.heading_room]
         kind = PurePosixPath(document.source).suffix.lower()
@@ -157,3 +164,10 @@ class CachedRows:
 
     def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         return self._cache.vectors([self._keys[row] for row in rows], self._dimension)
+
+
+def _parts(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of so many; the last may be shorter."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part

@@ -1,7 +1,8 @@
 """How well retrieval finds the evidence: measures of one question's ranking.
 
-A question without any result has 0 in each. Relevance is yes or no: whether a chunk overlaps a span of
-the evidence (`retrieval.evidence`), so that labels outlive another chunking.
+A question without any result has 0 in each. Relevance is yes or no: whether a chunk has the text of one
+that overlaps a span of the evidence (`retrieval.evidence`), so that labels outlive another chunking and
+a copied document is as right as the one it was copied from.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ def recall_at(ranked: Sequence[str], relevant: Collection[str], k: int) -> float
     """Share of the relevant chunks that are among the first k; R@k of ir-measures.
 
     Args:
-      ranked: chunk ids, best first.
-      relevant: chunk ids, at least one.
+      ranked: the chunks' texts, best first; one that comes again counts where it came first.
+      relevant: the texts that are relevant, at least one.
     """
     return len(set(ranked[:k]) & set(relevant)) / len(set(relevant))
 
@@ -34,7 +35,8 @@ def ndcg_at(ranked: Sequence[str], relevant: Collection[str], k: int) -> float:
     Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques" (2002), discounted by
     log2(rank + 1) and divided by that of the best ranking there could be. As `recall_at`.
     """
-    gain = sum(1 / math.log2(rank + 1) for rank, each in enumerate(ranked[:k], start=1) if each in relevant)
+    once = {each: ranked.index(each) + 1 for each in ranked[:k] if each in relevant}
+    gain = sum(1 / math.log2(rank + 1) for rank in once.values())
     best = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(set(relevant))) + 1))
     return gain / best
 

@@ -35,8 +35,8 @@ def int8_encoder(model: Any, digest: str, cache_folder: Path) -> Any:
         from onnxruntime.quantization import QuantType, quantize_dynamic
     except ImportError:
         raise InputError(
-            "index.backend onnx_int8 needs ONNX Runtime; run `pip install 'jora-tasks[onnx]'` or set "
-            "index.backend to torch."
+            "index.backend onnx_int8 needs ONNX Runtime; run `pip install -c constraints.txt -e '.[onnx]'` "
+            "in the project's folder, or set index.backend to torch."
         ) from None
     file = cache_folder / f"{digest.removeprefix('sha256:')[:16]}-int8-{_VERSION}.onnx"
     if not file.is_file():

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 
-from retrieval.sqlite import open_cache
+from retrieval.sqlite import CacheFile
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS pages (key BLOB PRIMARY KEY, title TEXT NOT NULL, text TEXT NOT NULL);
-"""
+_PAGES = "pages"
 
 
 class PageCache:
-    """One SQLite file: digest of a file and of how it is read → title and text. Made for the first text.
+    """One file: digest of a file and of how it is read → title and text. Made for the first text.
 
     What was added is there after a kill; deleting the file costs only the time to read again.
 
     Raises:
-      InputError: if the file is no such cache.
+      InputError: if the file is no such cache, here and in each method.
     """
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._opened = open_cache(file, _TABLES) if file.exists() else None
+        self._opened = CacheFile(file, [_PAGES]) if file.exists() else None
 
     def __enter__(self) -> PageCache:
         return self
@@ -38,9 +37,11 @@ class PageCache:
         """Title and text, if they are known."""
         if self._opened is None:
             return None
-        found = self._opened.execute("SELECT title, text FROM pages WHERE key = ?", (key,)).fetchone()
-        return tuple(found) if found else None
+        for _, value in self._opened.get(_PAGES, [key]):
+            title, text = json.loads(value)
+            return title, text
+        return None
 
     def add(self, key: bytes, title: str, text: str) -> None:
-        self._opened = self._opened or open_cache(self._file, _TABLES)
-        self._opened.execute("INSERT OR REPLACE INTO pages VALUES (?, ?, ?)", (key, title, text))
+        self._opened = self._opened or CacheFile(self._file, [_PAGES])
+        self._opened.add(_PAGES, [(key, json.dumps([title, text]).encode())])

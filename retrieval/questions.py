@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jora_tasks.characters import control_in, is_blank
 from jora_tasks.errors import InputError
 from jora_tasks.reading import parse_rows, read_text
 from retrieval.documents import normalise
@@ -77,15 +78,19 @@ def _question(row: Any, place: str, group_field: str) -> Question:
         answers: Any = row.get("output")
     else:
         text, answers = row.get("question"), row.get("answers", row.get("answer"))
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or is_blank(text):
         raise InputError(f"{place} has no question; give it as text in question (or instruction).")
     listed = [answers] if isinstance(answers, str) else answers
     if not isinstance(listed, list) or not all(isinstance(answer, str) for answer in listed):
         raise InputError(f"{place} must have answers as a list of texts, or one text in answer or output.")
-    listed = [normalise(answer).strip() for answer in listed if answer.strip()]
+    listed = [normalise(answer).strip() for answer in listed if not is_blank(answer)]
     if not listed:
         raise InputError(f"{place} has no answer; give at least one that is not empty.")
     text = normalise(text).strip()
+    if found := next(filter(None, map(control_in, (text, *listed))), None):
+        raise InputError(
+            f"{place} has a control character, {found}, in its question or an answer; remove it."
+        )
     split = "" if row.get("split") is None else row["split"]
     if split not in ("", *SPLITS):
         raise InputError(f"{place}: split {split!r} must be train, dev or test, or left out.")
@@ -123,5 +128,5 @@ def _evidence(value: Any, place: str) -> tuple[Evidence, ...]:
             or not ((isinstance(text, str) and text) or (text is None and spans))
         ):
             raise InputError(f"{place}: evidence must be a list of {form}.")
-        found.append(Evidence(document_id, normalise(text) if text else None, start, end))
+        found.append(Evidence(normalise(document_id), normalise(text) if text else None, start, end))
     return tuple(found)

@@ -13,14 +13,14 @@ import numpy as np
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec import RetrievalConfig
+from retrieval.ahead import PassageScorer, QuestionEmbedder
 from retrieval.chunk_table import ChunkTable
 from retrieval.chunking import Chunk
-from retrieval.embedding import Embedder
+from retrieval.documents import normalise
 from retrieval.fusion import fuse
 from retrieval.index import Index
 from retrieval.lexical import LexicalIndex
 from retrieval.near_duplicates import distinct
-from retrieval.reranking import Reranker
 
 DENSE, LEXICAL, FUSED, RERANKED = "dense", "lexical", "fused", "reranked"
 
@@ -106,9 +106,9 @@ class Searcher:
     def __init__(
         self,
         folder: Path,
-        embedder: Embedder,
+        embedder: QuestionEmbedder,
         config: RetrievalConfig,
-        reranker: Reranker | None = None,
+        reranker: PassageScorer | None = None,
     ) -> None:
         """Open an index.
 
@@ -232,7 +232,10 @@ def _allowed(chunks: ChunkTable, filters: Mapping[str, str | tuple[str, ...]]) -
     """Which chunks pass the filters: bool [N], None if all do."""
     if not filters:
         return None
-    wanted = {key: {value} if isinstance(value, str) else set(value) for key, value in filters.items()}
+    wanted = {
+        key: {normalise(each) for each in ((value,) if isinstance(value, str) else value)}
+        for key, value in filters.items()
+    }
     metadata = [dict(pairs) for pairs in chunks.columns("metadata")["metadata"]]
     known = {key for each in metadata for key in each}
     for key in wanted:

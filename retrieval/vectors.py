@@ -7,12 +7,13 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from jora_tasks.errors import InputError
 from retrieval.embedding import check_vectors
+from retrieval.tuning import ExactSearch, K, Rows, tune
 
 AUTO, FLAT, IVF_FLAT, IVF_SQ8 = "auto", "flat", "ivf_flat", "ivf_sq8"
 EXACT_UP_TO = 200_000
@@ -20,22 +21,10 @@ EXACT_UP_TO = 200_000
 
 _MOST = {"IVF": 2**20, "HNSW": 512}  # lists, and links of a vector
 
-K = 10  # of the recall that is measured
-QUERIES = 512
-_CONFIDENCE = 1.645  # standard errors below the mean that the recall lies above in 95 of 100 samples
-_BLOCK = 16_384  # vectors taken at once
+QUERIES = 512  # on which recall is measured
+BLOCK = 16_384  # vectors taken at once
 _TRAINED_ON = 64  # vectors a list of IVF
 _SEED = 0
-
-
-class Rows(Protocol):
-    """Where the vectors come from: all of them need not be in memory."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Vectors of these rows, float32 [len(rows), D], each of length 1."""
-        ...
 
 
 class InMemory:
@@ -96,6 +85,17 @@ def factory_string(kind: str, count: int) -> str:
         lists = 2 ** round(math.log2(2 * math.sqrt(max(count, 1))))
         return f"IVF{max(1, min(lists, count // 8))},{'Flat' if kind == IVF_FLAT else 'SQ8'}"
     return kind
+
+
+def lists_of(factory: str) -> int:
+    """Number of an IVF type's lists; 0 of a type without."""
+    found = re.search(r"IVF(\d+)", factory)
+    return int(found[1]) if found else 0
+
+
+def trained_on(lists: int) -> int:
+    """Vectors that an index with so many lists is trained on, of those there are."""
+    return max(_TRAINED_ON * lists, 65_536)
 
 
 def empty_index(factory: str, dimension: int) -> Any:
@@ -162,20 +162,20 @@ def build(
     if not index.is_trained:
         _train(index, rows, factory, sample)
     exact = _is_exact(index)
-    search = None if exact else _ExactSearch(rows.take(sample), K + 1)
-    for first in range(0, count, _BLOCK):
-        block = rows.take(range(first, min(first + _BLOCK, count)))
+    search = None if exact else ExactSearch(rows.take(sample), K + 1)
+    for first in range(0, count, BLOCK):
+        block = rows.take(range(first, min(first + BLOCK, count)))
         check_vectors(block, name)
         index.add(block)
         if search:
             search.add(block, first)
         if done:
-            done(min(first + _BLOCK, count))
+            done(min(first + BLOCK, count))
     if index.ntotal != count:
         raise InputError(f"index.type {factory} kept {index.ntotal} of {count} vectors; use another type.")
     if search is None or count < 2:
         return Built(index, factory, {}, 1.0, 1.0, 0)
-    breadth, recall, bound = _tune(index, rows, sample, search, recall_target)
+    breadth, recall, bound = tune(index, rows, sample, search, recall_target)
     if recall < recall_target:
         tried = ", ".join(f"{name} {value}" for name, value in breadth.items())
         raise InputError(
@@ -254,12 +254,11 @@ def _train(index: Any, rows: Rows, factory: str, queries: np.ndarray) -> None:
     """
     import faiss
 
-    lists = _lists(index)
-    wanted = max(_TRAINED_ON * lists, 65_536) if lists else 65_536
+    wanted = trained_on(lists_of(factory))
     others = np.setdiff1d(np.arange(len(rows)), queries)
     sample = rows.take(_sample(others if len(others) > len(rows) // 2 else np.arange(len(rows)), wanted))
-    if lists:
-        clustering = faiss.extract_index_ivf(index).cp
+    if (ivf := faiss.try_extract_index_ivf(index)) is not None:
+        clustering = ivf.cp
         clustering.min_points_per_centroid = 1  # a small corpus is no reason to warn
         clustering.max_points_per_centroid = _TRAINED_ON
     try:
@@ -268,81 +267,3 @@ def _train(index: Any, rows: Rows, factory: str, queries: np.ndarray) -> None:
         raise InputError(
             f"index.type {factory} cannot be trained on as few as {len(sample)} vectors; use flat or auto."
         ) from None
-
-
-def _lists(index: Any) -> int:
-    """Number of inverted lists, 0 of a type without."""
-    import faiss
-
-    ivf = faiss.try_extract_index_ivf(index)
-    return ivf.nlist if ivf is not None else 0
-
-
-class _ExactSearch:
-    """Exact nearest rows of some queries, found block by block."""
-
-    def __init__(self, queries: np.ndarray, k: int) -> None:
-        self.queries, self._k = queries, k
-        self.scores = np.empty((len(queries), 0), np.float32)
-        self.rows = np.empty((len(queries), 0), np.int64)
-
-    def add(self, block: np.ndarray, first: int) -> None:
-        scores = np.concatenate([self.scores, self.queries @ block.T], axis=1)
-        rows = np.broadcast_to(np.arange(first, first + len(block)), (len(self.queries), len(block)))
-        rows = np.concatenate([self.rows, rows], axis=1)
-        k = min(self._k, scores.shape[1])
-        best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        self.scores = np.take_along_axis(scores, best, axis=1)
-        self.rows = np.take_along_axis(rows, best, axis=1)
-
-
-def _tune(
-    index: Any, rows: Rows, sample: np.ndarray, exact: _ExactSearch, target: float
-) -> tuple[dict[str, int], float, float]:
-    """The narrowest search whose recall's bound reaches the target, else the broadest.
-
-    Returns:
-      Its breadth, its recall and the recall's bound.
-    """
-    import faiss
-
-    ivf = faiss.try_extract_index_ivf(index)
-    inner = faiss.downcast_index(index)
-    holder: Any
-    if ivf is not None:
-        name, most, holder = "nprobe", ivf.nlist, ivf
-    elif isinstance(inner, faiss.IndexHNSW):
-        name, most, holder = "efSearch", 4096, inner.hnsw
-    else:
-        return {}, *_recall(index, rows, sample, exact)
-
-    def at(breadth: int) -> tuple[float, float]:
-        setattr(holder, name, breadth)
-        return _recall(index, rows, sample, exact)
-
-    high = 1 if ivf is not None else 16
-    while high < most and at(high)[1] < target:
-        high = min(2 * high, most)
-    low = high // 2 + 1
-    while low < high:  # recall does not fall as more is searched
-        middle = (low + high) // 2
-        low, high = (low, middle) if at(middle)[1] >= target else (middle + 1, high)
-    return {name: high}, *at(high)
-
-
-def _recall(index: Any, rows: Rows, sample: np.ndarray, exact: _ExactSearch) -> tuple[float, float]:
-    """Mean share of the nearest `K` other rows that are found, and its one-sided lower bound.
-
-    A row found counts if it is as near as the K-th of exact search: of equal vectors any will do.
-    """
-    _, found = index.search(exact.queries, K + 1)
-    shares = []
-    for query, row, got, true_rows, true_scores in zip(
-        exact.queries, sample, found, exact.rows, exact.scores, strict=True
-    ):
-        others = np.sort(true_scores[true_rows != row])[::-1][:K]
-        ids = [each for each in dict.fromkeys(got.tolist()) if each >= 0 and each != row][:K]
-        near = np.sort(rows.take(ids) @ query)[::-1][: len(others)] if ids else np.empty(0)
-        shares.append(np.count_nonzero(near >= others[-1] - 1e-6) / len(others))
-    mean = float(np.mean(shares))
-    return mean, max(0.0, mean - _CONFIDENCE * float(np.std(shares)) / math.sqrt(len(shares)))

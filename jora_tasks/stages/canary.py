@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.digests import digest_file
 from jora_tasks.evaluation.summary import (
     ADAPTER,
     CHAMPION,

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file
+from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.progress import Progress
-from jora_tasks.spec import AUTO_MODE, RunSpec
+from jora_tasks.spec import RunSpec
 from jora_tasks.stages.canary import read_canaries
-from jora_tasks.stages.corpus import document_texts
-from jora_tasks.stages.searching import Asked, find_models, find_reranker, find_weight, open_searcher
-from jora_tasks.stages.slicing import slice_values
+from jora_tasks.stages.judging import find_judge
+from jora_tasks.stages.retrieve import made_ahead
+from jora_tasks.stages.retrieving import read_split_questions, settle
+from jora_tasks.stages.searching import Asked, find_reranker
 
 if TYPE_CHECKING:
     from retrieval.labels import Missing
-    from retrieval.questions import Question
     from retrieval.search import Found, Ranking
 
-VERSION = 4
+VERSION = 5
 CONTEXTS, MISSING = "contexts.parquet", "missing_evidence.jsonl"
 
 
@@ -29,8 +29,8 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
 
     The artifact holds ``contexts.parquet``, one row a question: its ``contexts`` are ranks 1 to
     ``retrieval.top_k``, its ``candidates`` the ranks after them up to ``retrieval.candidates``, of which
-    training prompts may take distractors; ``measures`` are those of its contexts, null where it has no
-    evidence. Its counts hold
+    training prompts may take distractors; those with the text of a chunk that holds evidence are
+    ``relevant``; ``measures`` are those of its contexts, null where it has no evidence. Its counts hold
 
     - ``questions`` by split, ``with_evidence``, and ``evidence_missing``: how many pieces of evidence the
       documents no longer have; ``missing_evidence.jsonl`` lists them;
@@ -44,87 +44,47 @@ def retrieve_contexts(spec: RunSpec, index: Artifact, store: ArtifactStore, prog
         that another embedder built, filters that no chunk passes, or by option evidence that the
         documents no longer have.
     """
-    models = find_models(spec, index, store)
-    path, settings = Path(spec.questions.path), spec.questions
-    questions = _questions(spec)
-    read_canaries(spec)  # refused now rather than after training
-    slice_values(spec, index, store, {})
-    source = Source("questions", path.name, digest_file(path))
+    retrieving = settle(spec, index, store)
 
     def write(target: Path) -> Mapping[str, Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        from retrieval.evidence import by_document, relevant_chunks
-        from retrieval.labels import with_evidence
         from retrieval.search import mode_of
 
-        searcher = open_searcher(spec, index, models)
-        texts = document_texts(store.get("corpus", index.manifest["inputs"]["corpus"]["key"]))
-        labelled, missing = with_evidence(questions, texts, settings.missing_evidence)
-        write_missing(missing, target)
-        labelled_documents = {span.document_id for _, spans in labelled for span in spans}
-        chunks_of = by_document(
-            chunk for chunk in searcher.index.chunks if chunk.document_id in labelled_documents
-        )
-        asked = [
-            Asked(question, spans, [chunk.id for chunk in relevant_chunks(spans, chunks_of)])
-            for question, spans in labelled
-        ]
-        weight, why = find_weight(spec.retrieval, spec.evaluation, searcher, asked)
-        pools = searcher.pools(
-            [each.question.question for each in asked],
-            [weight],
-            lambda done: progress("contexts", done=done, total=len(asked), unit="questions"),
+        search = retrieving.search(made_ahead(retrieving))
+        write_missing(search.missing, target)
+        asked, total = search.asked, len(search.asked)
+        rankings = search.rankings(
+            asked, lambda done: progress("contexts", done=done, total=total, unit="questions")
         )
         rows, near_duplicates = [], 0
-        for each, pool in zip(asked, pools, strict=True):
-            ranking = searcher.rank(pool, weight)
+        for each, ranking in zip(asked, rankings, strict=True):
             near_duplicates += ranking.near_duplicates
             rows.append(_row(each, ranking, spec.retrieval.top_k))
         pq.write_table(pa.Table.from_pylist(rows, schema=contexts_schema()), target / CONTEXTS)
-        retriever = {"mode": mode_of(weight), "dense_weight": weight, **why}
         return {
-            **_counts(rows, len(searcher.index.chunks)),
-            "evidence_missing": len(missing),
-            "retriever": retriever,
+            **_counts(rows, len(search.searcher.index.chunks)),
+            "evidence_missing": len(search.missing),
+            "retriever": {"mode": mode_of(search.weight), "dense_weight": search.weight, **search.why},
             "near_duplicates": near_duplicates,
         }
 
     return store.build(
         "contexts",
         version=VERSION,
-        settings={
-            **spec.retrieval.making(),
-            **(spec.evaluation.resampling() if spec.retrieval.mode == AUTO_MODE else {}),
-            **settings.making(),
-        },
-        inputs={"index": index, "questions": source, **models.inputs()},
+        settings=retrieving.settings(),
+        inputs=retrieving.inputs(),
         write=write,
     )
 
 
 def check_inputs(spec: RunSpec, store: ArtifactStore) -> None:
-    """Refuse a questions file or a reranker that `retrieve_contexts` would, before there is an index."""
-    _questions(spec)
+    """Refuse files and models that `retrieve_contexts` would, before there is an index."""
+    read_split_questions(spec)
     read_canaries(spec)
+    find_judge(spec, spec.prompts.cite, store)
     find_reranker(spec, store)
-
-
-def _questions(spec: RunSpec) -> list[Question]:
-    """The questions with their splits."""
-    from retrieval.questions import read_questions
-    from retrieval.splits import check_splits, split_questions
-
-    path, settings = Path(spec.questions.path), spec.questions
-    questions = split_questions(
-        read_questions(path, settings.group_field),
-        settings.dev_fraction,
-        settings.test_fraction,
-        settings.split_by,
-    )
-    check_splits(questions, path)
-    return questions
 
 
 def write_missing(missing: list[Missing], folder: Path) -> None:
@@ -148,6 +108,7 @@ def contexts_schema() -> Any:
             ("text", pa.string()),
             ("rank", pa.int32()),
             ("score", pa.float32()),
+            ("relevant", pa.bool_()),
         ]
     )
     return pa.schema(
@@ -169,8 +130,8 @@ def _row(asked: Asked, ranking: Ranking, top_k: int) -> dict[str, Any]:
     from retrieval.measures import measure
 
     question = asked.question
-    contexts = [_context(found) for found in ranking.found]
-    ranked = [context["chunk_id"] for context in contexts]
+    contexts = [_context(found, asked) for found in ranking.found]
+    ranked = [context["text"] for context in contexts]
     return {
         "question_id": question.id,
         "question": question.question,
@@ -184,7 +145,7 @@ def _row(asked: Asked, ranking: Ranking, top_k: int) -> dict[str, Any]:
     }
 
 
-def _context(found: Found) -> dict[str, Any]:
+def _context(found: Found, asked: Asked) -> dict[str, Any]:
     chunk = found.chunk
     return {
         "chunk_id": chunk.id,
@@ -195,6 +156,7 @@ def _context(found: Found) -> dict[str, Any]:
         "text": chunk.text,
         "rank": found.rank,
         "score": found.score,
+        "relevant": chunk.text in asked.relevant,
     }
 
 

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source, digest_file, digest_json
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.progress import Progress
 from jora_tasks.spec import DocumentsConfig, RunSpec, is_url
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from retrieval.files import SourceFile
     from retrieval.page_cache import PageCache
 
-VERSION = 3
+VERSION = 4
 DOCUMENTS = "documents.parquet"
 UNREADABLE = "unreadable.parquet"
 _TOLD_EVERY = 0.2  # seconds

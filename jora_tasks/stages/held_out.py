@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, digest_bytes
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.digests import digest_bytes
 from jora_tasks.errors import InputError
 from jora_tasks.evaluation.clusters import By, cluster_questions
 from jora_tasks.evaluation.summary import Question, Shown

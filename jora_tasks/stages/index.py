@@ -11,16 +11,17 @@ from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
 from jora_tasks.spec import RunSpec
 from jora_tasks.stages.corpus import changes, document_digests, read_documents
-from jora_tasks.stages.embed import embed_missing, open_embedder, open_indexer
+from jora_tasks.stages.embed import embed_missing, missing_vectors, open_embedder, open_indexer
+from jora_tasks.stages.embedded import MADE_WITH, VECTORS_VERSION, note_taken, parts, take_parts
 
 if TYPE_CHECKING:
     from retrieval.chunking import Chunk
 
-VERSION = 4
+VERSION = 5
 
 
 def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress: Progress) -> Artifact:
-    """Chunk and embed the corpus; what was embedded before is taken from ``cache/vectors``.
+    """Chunk and embed the corpus; what was embedded before, here or on other machines, is taken.
 
     The artifact holds ``chunks.parquet``, ``index.faiss`` (row i is chunk i), ``embedder.json`` and
     ``lexical/``.
@@ -34,6 +35,11 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
     """
     embedder, source = open_embedder(spec, store)
     settings = spec.index
+    made_of: dict[str, Any] = {
+        "version": VERSION,
+        "settings": settings.making(),
+        "inputs": {"corpus": corpus, "embedder": source},
+    }
 
     def write(target: Path) -> Mapping[str, Any]:
         from retrieval.chunk_table import ChunkTable, write_chunks
@@ -44,6 +50,8 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
         from retrieval.vectors import empty_index, factory_string
 
         with open_indexer(spec, embedder, store) as (indexer, cache):
+            if store.shared is not None and settings.shards > 1:
+                take_parts(cache, store, parts(spec, corpus, source))
             dimension = indexer.identity.dimension
             empty_index(factory_string(settings.type, 0), dimension)  # refused before anything is embedded
             documents = corpus.counts["documents"]
@@ -57,7 +65,12 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
 
             write_chunks(target / CHUNKS, listed())
             chunks = ChunkTable(target / CHUNKS)
-            embedded = embed_missing(indexer, cache, keys, zip(chunks, keys, strict=True), progress, "index")
+
+            def keyed() -> Iterator[tuple[Chunk, bytes]]:
+                return zip(chunks, keys, strict=True)
+
+            missing = missing_vectors(spec, source, store, cache, keys, keyed)
+            embedded = embed_missing(indexer, missing, keyed, progress, "index")
             built = write_vectors(
                 target,
                 CachedRows(cache, keys, dimension),
@@ -68,6 +81,7 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
             )
             write_lexical(target, map(shown_text, chunks))
             cosine = indexer.cosine_to_float32
+            note_taken(cache, "index", store.key("index", **made_of))
         return {
             "documents": documents,
             **changes(document_digests(corpus), _indexed_before(spec, store)),
@@ -80,13 +94,7 @@ def build_index(spec: RunSpec, corpus: Artifact, store: ArtifactStore, progress:
             **({"cosine_to_float32": cosine} if cosine else {}),
         }
 
-    index = store.build(
-        "index",
-        version=VERSION,
-        settings=settings.making(),
-        inputs={"corpus": corpus, "embedder": source},
-        write=write,
-    )
+    index = store.build("index", **made_of, write=write, provenance={MADE_WITH: VECTORS_VERSION})
     if not index.reused:
         return index
     now = changes(document_digests(corpus), _indexed_before(spec, store))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.costs import Recorder, recording
+from jora_tasks.launching.member import LAUNCHED
+from jora_tasks.lineage import snapshot_of
 from jora_tasks.progress import BUILT, FAILED, REUSED, Progress
 from jora_tasks.spec import RunSpec
 
@@ -61,22 +63,23 @@ def run_stage(
       given: keys of input artifacts by kind; an input not given is the latest of ``spec.name``.
 
     Returns:
-      A JSON object: stage, state (built or reused), seconds, and for an artifact its kind, key,
-      digest, path and counts; for a registration its name, version, alias and verdict.
+      A JSON object: stage, state (built or reused), seconds, cost (see `Recorder.told`), and for an
+      artifact its kind, key, digest, path, counts and snapshot (digest of the corpus it was made for); for a
+      registration its name, version, alias and verdict.
     """
-    stage = STAGES[name]
+    stage, recorder = STAGES[name], Recorder(store, name, spec.name)
     keys = given or {}
     inputs = {kind: store.given_or_latest(spec.name, kind, keys.get(kind)) for kind in stage.inputs}
     run = _function(stage.function)
     progress(name)
-    started = time.monotonic()
-    try:
-        result = run(spec, *inputs.values(), store, progress)
-    except BaseException as error:
-        progress(name, state=FAILED, reason=type(error).__name__)
-        raise
-    seconds = round(time.monotonic() - started, 3)
-    state = REUSED if result.reused else BUILT
+    with recording(recorder, progress) as told_of:
+        try:
+            result = run(spec, *inputs.values(), store, told_of)
+        except BaseException as error:
+            progress(name, state=FAILED, reason=type(error).__name__)
+            raise
+        recorder.state = state = REUSED if result.reused else BUILT
+    seconds = recorder.cost().seconds
     if isinstance(result, Artifact):
         store.set_latest(spec.name, result)
         outcome: dict[str, Any] = {
@@ -85,6 +88,7 @@ def run_stage(
             "digest": result.digest,
             "path": str(result.path),
             "counts": dict(result.counts),
+            "snapshot": _snapshot(store, result, inputs),
         }
         told: dict[str, Any] = {"key": result.key}
     else:
@@ -93,14 +97,25 @@ def run_stage(
         outcome = asdict(result)
         outcome.pop("reused")
         told = {key: outcome[key] for key in ("name", "version", "alias")}
+        told["verdict"] = inputs["verdict"].key
     progress(name, state=state, seconds=seconds, **told)
-    ended = {"stage": name, "state": state, "seconds": seconds, **outcome}
-    if "JORA_AIRFLOW_RUN" not in os.environ:  # a task of Airflow tells it of its own
+    ended = {"stage": name, "state": state, "seconds": seconds, **recorder.told(), **outcome}
+    if not {"JORA_AIRFLOW_RUN", LAUNCHED} & os.environ.keys():  # else Airflow or the launcher tells it
         from jora_tasks.events import tell_stage
 
         taken = {kind: artifact.key for kind, artifact in inputs.items()}
         tell_stage(store, ended, taken, spec.documents.path)
     return ended
+
+
+def _snapshot(store: ArtifactStore, result: Artifact, inputs: Mapping[str, Artifact]) -> str | None:
+    """Digest of the corpus that the stage ran for.
+
+    It is that of the inputs: what was found made may have been made for an earlier corpus, in which nothing
+    that it needs was different.
+    """
+    known = (snapshot_of(store, each) for each in inputs.values())
+    return next((each for each in known if each), None) if inputs else snapshot_of(store, result)
 
 
 def _function(name: str) -> Callable[..., Any]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_file, digest_json
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.models import base_model_folder, shown_name
 from jora_tasks.progress import Progress
@@ -22,7 +23,7 @@ from jora_tasks.tables import TableWriter
 if TYPE_CHECKING:
     from jora_tasks.trainer.data import Conversation
 
-VERSION = 2
+VERSION = 3
 PROMPTS, OVERLAP = "prompts.parquet", "overlap.jsonl"
 _REPORT_EVERY = 25
 _ROWS_AT_ONCE = 64

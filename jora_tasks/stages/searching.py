@@ -14,6 +14,7 @@ from jora_tasks.spec import AUTO_MODE, EvaluationConfig, RetrievalConfig, RunSpe
 from jora_tasks.stages.embed import open_embedder
 
 if TYPE_CHECKING:
+    from retrieval.ahead import Ahead
     from retrieval.embedding import Embedder
     from retrieval.evidence import Span
     from retrieval.questions import Question
@@ -34,11 +35,11 @@ class SearchModels:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question with its evidence in the documents as they are, and the ids of the chunks that hold it."""
+    """A question with its evidence in the documents as they are, and the texts of the chunks that hold it."""
 
     question: Question
     evidence: list[Span]
-    relevant: list[str]
+    relevant: frozenset[str]
 
 
 def find_models(spec: RunSpec, index: Artifact, store: ArtifactStore) -> SearchModels:
@@ -77,8 +78,13 @@ def check_question(question: str) -> None:
         raise InputError("The question is empty; write one in words.")
 
 
-def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searcher:
+def open_searcher(
+    spec: RunSpec, index: Artifact, models: SearchModels, ahead: Ahead | None = None
+) -> Searcher:
     """The index opened with the spec's settings.
+
+    Args:
+      ahead: what the models made before, and where is kept what they make now.
 
     Raises:
       InputError: see `retrieval.search.Searcher`.
@@ -89,7 +95,10 @@ def open_searcher(spec: RunSpec, index: Artifact, models: SearchModels) -> Searc
 
     check_identity(index.path, models.embedder.identity)
     reranker = Reranker(models.reranker[0], models.reranker[1].name) if models.reranker else None
-    return Searcher(index.path, models.embedder, spec.retrieval, reranker)
+    if ahead is None:
+        return Searcher(index.path, models.embedder, spec.retrieval, reranker)
+    scorer = ahead.reranker(reranker) if reranker else None
+    return Searcher(index.path, ahead.embedder(models.embedder), spec.retrieval, scorer)
 
 
 def find_weight(
@@ -113,7 +122,7 @@ def find_weight(
     ):
         for weight in weights:
             found = searcher.rank(pool, weight, rerank=False).found
-            ranked = [one.chunk.id for one in found]
+            ranked = [one.chunk.text for one in found]
             ndcg[weight].append(ndcg_at(ranked, each.relevant, k))
             recall[weight].append(recall_at(ranked, each.relevant, k))
     resampling = Resampling(evaluation.bootstrap_samples, evaluation.confidence, evaluation.seed)
@@ -162,8 +171,7 @@ def latest_contexts(spec: RunSpec, store: ArtifactStore) -> Artifact | None:
         latest = store.latest(spec.name, "contexts")
     except InputError:
         return None
-    same = _retrieval_of(latest) == spec.retrieval.model_copy(update={"reranker": ""})
-    return latest if same else None
+    return latest if _retrieval_of(latest).making() == spec.retrieval.making() else None
 
 
 def _retrieval_of(contexts: Artifact) -> RetrievalConfig:

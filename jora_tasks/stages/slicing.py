@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, digest_file
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.digests import digest_file
 from jora_tasks.errors import InputError
 from jora_tasks.reading import parse_rows, read_text
 from jora_tasks.spec import RunSpec

@@ -6,25 +6,22 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import (
-    Artifact,
-    ArtifactStore,
-    Input,
-    Source,
-    Write,
-    check_copy,
-    digest_file,
-    digest_json,
-    run_name,
-)
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, Write, run_name
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError
+from jora_tasks.launching.launcher import LOGS, run_together
+from jora_tasks.launching.settings import Launch, launch_of
+from jora_tasks.manifest import check_copy
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
-from jora_tasks.spec import LoraConfig, RunSpec
+from jora_tasks.shared_work import forget, keep, take_up
+from jora_tasks.spec import LoraConfig, RunSpec, dump_spec
 from jora_tasks.trainer.config import DecoderConfig, read_config
 from jora_tasks.trainer.group import group_of
 from jora_tasks.trainer.lease import leased
@@ -32,6 +29,9 @@ from jora_tasks.trainer.targets import as_settings, lora_targets
 
 KIND = "adapter"
 VERSION = 1
+# The next checkpoint waits for this one to be shared: a store that is away must not keep training long.
+_CHECKPOINT_PATIENCE = 15.0
+_APART = "The processes of a run must share one JORA_HOME, a folder that all of them see, or JORA_ARTIFACTS."
 FIGURES = ("loss", "eval_loss", "learning_rate", "tokens_per_second", "eta_seconds")
 
 
@@ -42,6 +42,8 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     where it was. How often they are made and how many devices share the work belong to no key. By option
     the curves go to ``tensorboard/<name>/<key>`` in the home or to MLflow, and a profile to
     ``profiles/<key>``.
+
+    Where the environment asks for a launch (`jora_tasks.launching.settings`), several processes do all this.
 
     Returns:
       The artifact: ``adapter_config.json``, ``adapter_model.safetensors``, ``README.md``,
@@ -65,6 +67,8 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     if spec.lora.init_from:
         inputs["start"] = _start(Path(spec.lora.init_from), store)
     key = store.key(KIND, version=VERSION, settings=settings, inputs=inputs)
+    if launch := launch_of(os.environ):
+        return store.find(KIND, key) or _launched(launch, spec, prompts, store, key)
     work = store.work_folder(KIND, key)
 
     def report(metrics: Mapping[str, Any]) -> None:
@@ -83,7 +87,10 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
 
         file = prompts.file("prompts.parquet")
         use_compile_cache(store.home)
-        with leased(store.home, run_name(spec.name), lambda what: progress("train", waiting=what)):
+        with (
+            leased(store.home, run_name(spec.name), lambda what: progress("train", waiting=what)),
+            store.meter.on_devices(),
+        ):
             train_lora(
                 base,
                 Dataset.from_prompts(file, split="train"),
@@ -97,11 +104,16 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
                 on_step=on_step,
                 held_out=Dataset.from_prompts(file, split="dev") if spec.training.eval_every else None,
                 profile=store.home / "profiles" / key,
+                on_checkpoint=_sharing(store, key, work),
             )
 
     def write(folder: Path) -> Mapping[str, Any]:
         from jora_tasks.trainer.train import SUMMARY
 
+        if store.shared is not None:
+            from jora_tasks.trainer.checkpoint import last_sealed
+
+            take_up(store.shared, KIND, key, work, last_sealed(work))
         with _tracked(spec, key, store) as track:
 
             def on_step(metrics: Mapping[str, Any]) -> None:
@@ -127,7 +139,36 @@ def train_adapter(spec: RunSpec, prompts: Artifact, store: ArtifactStore, progre
     else:
         artifact = _build_together(build, write, lambda: train(work / "part"))
     shutil.rmtree(work, ignore_errors=True)
+    if store.shared is not None and not artifact.reused:
+        forget(store.shared, KIND, key)
     return artifact
+
+
+def _launched(launch: Launch, spec: RunSpec, prompts: Artifact, store: ArtifactStore, key: str) -> Artifact:
+    """The artifact as the processes of a launch make it, each by the command that people type."""
+    store.meter.elsewhere = True
+    run_together(
+        launch,
+        ["train", "--json", "--prompts", prompts.key],
+        dump_spec(spec),
+        {**os.environ, "JORA_HOME": str(store.home)},
+        Path(os.environ.get(LOGS) or store.home / "logs" / "train" / key),
+        lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201
+        name=key,
+    )
+    if (made := store.find(KIND, key)) is None:
+        raise InputError(_APART)
+    return replace(made, reused=False)
+
+
+def _sharing(store: ArtifactStore, key: str, work: Path) -> Callable[[int], None] | None:
+    """Shares each checkpoint with the machines that share artifacts; None where none do."""
+    from jora_tasks.trainer.checkpoint import checkpoint_files
+
+    if store.shared is None:
+        return None
+    shared = store.shared.within(_CHECKPOINT_PATIENCE)
+    return lambda step: keep(shared, KIND, key, work, step, checkpoint_files(work, step))
 
 
 def _making(lora: LoraConfig, config: DecoderConfig) -> dict[str, Any]:
@@ -186,18 +227,18 @@ def _build_together(
         return write(folder)
 
     def refuse(folder: Path) -> Mapping[str, Any]:
-        raise InputError(
-            "The processes of a run must share one JORA_HOME; name a folder that all of them see."
-        )
+        raise InputError(_APART)
 
     initialize()
+    made = None
     if is_first():
-        if build(announce).reused:
+        made = build(announce)
+        if made.reused:
             from_first(lambda: "reuse")
     elif from_first(lambda: None) == "train":
         take_part()
     from_first(lambda: None)  # it is published now
-    return build(refuse)
+    return made or build(refuse)
 
 
 def _check_splits(prompts: Artifact, evaluated: bool) -> None:

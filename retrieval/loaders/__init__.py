@@ -13,7 +13,7 @@ from typing import IO, Any, BinaryIO
 from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Document, Loaded, Unreadable, normalise
-from retrieval.headings import first_heading
+from retrieval.headings import first_heading, shortened
 from retrieval.loaders.archive import DAMAGE, archive_members, damaged
 from retrieval.loaders.delimited import read_delimited
 from retrieval.loaders.docx import read_docx
@@ -97,8 +97,8 @@ def _page(
         )
     title, text = _read(stream.read(), source, suffix, config, cache)
     text = normalise(text)
-    title = " ".join(normalise(title).split()) or first_heading(text, suffix)
-    return Document(source, source, title or PurePosixPath(source).stem, text)
+    title = shortened(" ".join(normalise(title).split())) or first_heading(text, suffix)
+    return Document(normalise(source), source, title or normalise(PurePosixPath(source).stem), text)
 
 
 def _read(

@@ -21,12 +21,14 @@ def read_delimited(stream: BinaryIO, source: str, config: DocumentsConfig) -> It
     The delimiter is that of comma, semicolon and tab by which the header names the text column.
 
     Raises:
-      InputError: if the header lacks a named column, or quotes do not match up; the rows before
-        have been given by then.
+      InputError: if the file is empty, the header lacks a named column, or quotes do not match up; the
+        rows before have been given by then.
     """
     csv.field_size_limit(config.max_file_mib << 20)
     lines = _lines(stream, source, config)
-    header = next(lines, "")
+    header = next(lines, None)
+    if header is None:
+        raise InputError(f"{source} is empty; give it a header and rows, or remove it.")
     number = 0
     try:
         columns, delimiter = _header(header, source, config)
@@ -68,13 +70,18 @@ def _header(line: str, source: str, config: DocumentsConfig) -> tuple[list[str],
 
 
 def check_columns(columns: list[str], source: str, config: DocumentsConfig) -> None:
-    """Refuse a table without a column that the settings name.
+    """Refuse a table without a column that the settings name, or with two of one name that is read.
 
     Those of id and title may lack if they have their usual names.
 
     Raises:
       InputError: naming column and setting.
     """
+    for column in (config.text_column, config.id_column, config.title_column, *config.metadata_columns):
+        if columns.count(column) > 1:
+            raise InputError(
+                f"{source} has {columns.count(column)} columns {column!r}; give each its own name."
+            )
     named = {"text_column": config.text_column}
     for field in ("id_column", "title_column"):
         if getattr(config, field) != DocumentsConfig.model_fields[field].default:

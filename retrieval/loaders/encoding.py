@@ -18,6 +18,7 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _BLOCK = 1 << 20
+_CHANCE = 9  # characters beyond ASCII: of so few, most may be UTF-8 by accident
 _SAMPLE = 1 << 16  # bytes that an encoding is guessed from
 # Bytes beyond ASCII with those around them: much plain text beside would blur the guess.
 # After each come enough ASCII bytes that no character of several bytes is cut.
@@ -32,8 +33,8 @@ def text_encoding(stream: BinaryIO, source: str, config: DocumentsConfig) -> str
     ``documents.encoding``, or what the bytes look like.
 
     Raises:
-      InputError: for zero bytes outside UTF-16 and UTF-32, UTF-8 that is damaged in a few places,
-        and bytes that look like no text.
+      InputError: for zero bytes outside UTF-16 and UTF-32, UTF-8 that is damaged, as long as
+        most of it is whole, and bytes that look like no text.
     """
     head = stream.read(4096)
     stream.seek(0)
@@ -117,11 +118,14 @@ def _around(data: bytes, position: int) -> bytes:
 
 
 def _refuse_damaged_utf8(sample: bytes, source: str, position: int) -> None:
-    """Most characters beyond ASCII are UTF-8: some bytes are broken, and no other encoding is right."""
+    """Most characters beyond ASCII are UTF-8: some bytes are broken, and no other encoding is right.
+
+    In another encoding some bytes happen to be UTF-8 too: at most a third as many as those that do not.
+    """
     text = sample.decode("utf-8", "replace")
     broken = text.count("\ufffd")
-    beyond = sum(character > "\x7f" for character in text)
-    if beyond > 10 * broken:
+    whole = sum(character > "\x7f" for character in text) - broken
+    if whole > max(_CHANCE, broken):
         raise InputError(
             f"{source} is UTF-8 text with broken characters, the first at byte {position}; mend it there, "
             "or name its encoding in documents.encoding."

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from typing import Any, BinaryIO
 
+from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.loaders.encoding import decode
+from retrieval.loaders.nesting import nests_deeper
 
+_DEEPEST = 4000  # for each tag the parser looks through all that are open
 _LEFT_OUT = "script, style, noscript, template, svg, nav, header, footer, aside, form, iframe"
 _MAIN = ("main", "[role=main]", "article", "body")
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
@@ -21,8 +24,18 @@ _CELLS = frozenset(("td", "th"))
 
 
 def read_html(stream: BinaryIO, source: str, config: DocumentsConfig) -> tuple[str, str]:
-    """Title and main text of a page, in the encoding it is in or declares."""
-    return html_text(decode(stream, source, config))
+    """Title and main text of a page, in the encoding it is in or declares.
+
+    Raises:
+      InputError: for a page that no parser reads in reasonable time.
+    """
+    page = decode(stream, source, config)
+    if nests_deeper(page, _DEEPEST):
+        raise InputError(
+            f"{source} has over {_DEEPEST:,} elements within each other, as no page needs; close its tags, "
+            "or save it as text."
+        )
+    return html_text(page)
 
 
 def html_text(page: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from typing import Any
 from jora_tasks.errors import InputError
 from jora_tasks.spec import DocumentsConfig
 from retrieval.documents import Document, Loaded, Unreadable, normalise
+from retrieval.headings import shortened
 
 
 def row_document(row: Mapping[str, Any], source: str, number: int, config: DocumentsConfig) -> Loaded:
@@ -28,8 +29,8 @@ def row_document(row: Mapping[str, Any], source: str, number: int, config: Docum
             )
         if len(text) > config.max_file_mib << 20:
             raise too_long(place, config)
-        id_ = _name(row, config.id_column, place) or place
-        title = normalise(_name(row, config.title_column, place) or id_)
+        id_ = normalise(_name(row, config.id_column, place) or place)
+        title = shortened(normalise(_name(row, config.title_column, place) or id_))
         return Document(id_, source, title, normalise(text), _metadata(row, place, config)), place
     except InputError as error:
         return Unreadable(source, str(error))

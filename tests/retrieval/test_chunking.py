@@ -56,6 +56,38 @@ def test_headings_of_restructured_text_take_levels_in_order_of_appearance():
     assert text[found[0].start :].startswith("====\nBook")
 
 
+@pytest.mark.parametrize(
+    ("line", "title"),
+    [
+        ("# a ## b ##", "a ## b"),
+        ("#\ta\t#", "a"),
+        ("# a#", "a#"),
+        ("# #", "#"),
+        ("  ### a  ", "a"),
+        ("#a", None),
+        ("#  ", None),
+        ("####### a", None),
+        (f"# a{' ' * 300_000}b", "a…"),  # took minutes while a pattern tried each blank
+    ],
+)
+def test_words_of_an_atx_heading(line, title):
+    assert [each.title for each in find_headings(line, ".md")] == ([] if title is None else [title])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [("a.md", "# {}\n\n{}"), ("a.md", "{}\n===\n\n{}"), ("a.rst", "{}\n" + "=" * 6000 + "\n\n{}")],
+)
+def test_chunks_carry_no_more_than_the_beginning_of_a_long_heading(tiny_embedder, source, text):
+    heading = "word " * 1000 + "end"
+    given = document(text.format(heading, "More words. " * 200), source, title="T")
+    chunks = chunk_document(given, tiny_embedder.offsets, 40)
+    assert len(chunks) > 40
+    assert {each.heading for each in chunks} == {f"T › {'word ' * 39}word…"}
+    joined = "".join("".join(each.text.split()) for each in chunks)
+    assert "".join(heading.split()) in joined and joined.endswith("Morewords.")
+
+
 def test_rule_and_table_lines_are_no_markdown_headings():
     text = "---\ntitle: x\n---\n\ntext\n\n---\n\n| a | b |\n---\n\n- item\n---\n"
     assert find_headings(text, ".md") == []

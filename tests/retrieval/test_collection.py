@@ -1,3 +1,4 @@
+import re
 from itertools import count
 
 import pytest
@@ -31,11 +32,15 @@ def test_every_kind_of_text_file(tmp_path):
     assert not found.unreadable
 
 
-def test_an_id_given_twice_is_refused_with_both_places(tmp_path):
+def test_an_id_given_twice_is_left_out_or_refused_with_both_places(tmp_path):
     put(tmp_path, "a.jsonl", '{"text": "x", "id": "1"}')
     put(tmp_path, "b.csv", "id,text\n7,y\n1,z\n")
-    with pytest.raises(InputError, match=r"b\.csv:2: document id '1' is that of a\.jsonl:1; give each"):
-        read(tmp_path)
+    said = "b.csv:2: document id '1' is that of a.jsonl:1; give each document its own id."
+    found = read(tmp_path)
+    assert {each.id: each.text for each in found.documents} == {"1": "x", "7": "y"}
+    assert [each.reason for each in found.unreadable] == [said]
+    with pytest.raises(InputError, match=re.escape(said)):
+        read(tmp_path, unreadable="error")
 
 
 def test_empty_and_duplicate_documents_are_counted(tmp_path):

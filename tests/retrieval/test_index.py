@@ -1,6 +1,9 @@
 import json
 import shutil
+import sys
+import tomllib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from jora_tasks.errors import InputError
 from retrieval.chunking import Chunk
 from retrieval.embedding import Embedder, EmbedderIdentity, embedding_text
 from retrieval.index import Index, check_embedder, check_identity, read_chunks
+from retrieval.onnx_int8 import int8_encoder
 from retrieval.vectors import InMemory
 from tests.retrieval.indexes import write_index
 
@@ -203,6 +207,18 @@ def test_embedded_text_has_the_end_of_the_heading_path_that_fits(tiny_embedder):
     assert embedding_text("text", heading, offsets, 10) == "the option and the default\ntext"
     assert embedding_text("text", heading, offsets, 2) == "the default\ntext"
     assert embedding_text("text", heading, offsets, 0) == "text"
+
+
+def test_the_remedy_for_a_missing_extra_takes_it_from_the_project_itself(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(InputError, match=r"pip install -c constraints\.txt -e '\.\[onnx\]'"):
+        int8_encoder(None, "sha256:1", tmp_path)
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    assert "onnx" in project["optional-dependencies"]
+    sources = [*root.glob("jora_tasks/**/*.py"), *root.glob("retrieval/**/*.py"), root / "README.md"]
+    by_name = f"{project['name']}["  # asks an index for the name, where it may be another project's
+    assert [str(file) for file in sources if by_name in file.read_text()] == []
 
 
 def test_int8_vectors_are_close_the_same_whatever_the_batch_and_made_once(tiny_embedder_folder, tmp_path):

@@ -33,6 +33,12 @@ def test_all_measures_of_a_ranking():
     assert set(measure([], {"b"}, 3).values()) == {0.0}
 
 
+def test_a_text_that_comes_again_counts_once_where_it_came_first():
+    once, again = measure(["a", "b", "c", "d"], {"b", "d"}, 4), measure(["a", "b", "b", "d"], {"b", "d"}, 4)
+    assert once == again
+    assert measure(["b", "b"], {"b"}, 2)["ndcg@2"] == 1
+
+
 def test_mean_of_nothing_is_none():
     assert mean([]) is None
     assert mean([1.0, 0.0]) == 0.5

@@ -144,7 +144,7 @@ def test_a_folder_that_is_no_reranker_is_named(tiny_embedder_folder, reranker_fo
     (broken / "model.safetensors").write_bytes(b"none")
     with pytest.raises(InputError, match=r"retrieval\.reranker broken cannot be read as a cross-encoder"):
         Reranker(broken, "broken").scores("question", ["passage"], 1)
-    many = write_tiny_reranker(tmp_path / "many", labels=3)
+    many = write_tiny_reranker(tmp_path / "many", labels="abc")
     with pytest.raises(InputError, match=r"retrieval\.reranker many gives 3 figures"):
         Reranker(many, "many").scores("question", ["passage"], 1)
     assert Reranker(reranker_folder, "tiny").scores("question", [], 1).shape == (0,)

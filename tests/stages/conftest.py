@@ -1,12 +1,16 @@
 """A small real pipeline for the stages before training: documents, questions, embedder, tokenizer."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.progress import Progress
 from jora_tasks.spec import parse_spec
+from tests.stages.evaluating import write_word_base
 from tests.tiny import options, write_byte_tokenizer, write_documents, write_questions, write_tiny_embedder
 
 
@@ -24,6 +28,27 @@ def other_embedder_folder(stage_embedders):
 @pytest.fixture(scope="session")
 def byte_tokenizer_folder(tmp_path_factory):
     return write_byte_tokenizer(tmp_path_factory.mktemp("models") / "bytes")
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory):
+    return write_word_base(tmp_path_factory.mktemp("base") / "tiny-base")
+
+
+@pytest.fixture
+def generated(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the adapter was used, for each call of the real generation."""
+    import jora_tasks.evaluation.generation as generation
+
+    real: Callable[..., Any] = generation.generate_and_score
+    calls: list[bool] = []
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["use_adapter"])
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generation, "generate_and_score", counting)
+    return calls
 
 
 class Rag:
@@ -51,6 +76,12 @@ class Rag:
         for name, values in sections.items():
             settings[name] = {**settings.get(name, {}), **values}
         return parse_spec(settings)
+
+    def copy_guide(self) -> None:
+        """A copy of the document that sorts before it."""
+        documents = self.folder / "documents"
+        (documents / "aaa").mkdir()
+        shutil.copy(documents / "guide.md", documents / "aaa" / "guide-copy.md")
 
     def left(self, kind: str) -> list[Path]:
         """What lies among the artifacts of a kind, finished or not."""

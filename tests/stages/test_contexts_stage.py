@@ -134,6 +134,42 @@ def test_evidence_that_is_gone_is_counted_and_listed_or_by_option_left_out_or_re
     assert rag.left("contexts") == before
 
 
+def test_names_and_ids_in_decomposed_form_are_found(rag):
+    """As a Mac writes them: ü as u and a diaeresis, in the questions file byte for byte the same."""
+    documents = rag.folder / "documents"
+    guide, city = "U\u0308bersicht.md", "ko\u0308ln"
+    (documents / "guide.md").rename(documents / guide)
+    row = {"id": city, "text": "The dome of the city.", "metadata": {"river": "Do\u0308llbach"}}
+    (documents / "cities.jsonl").write_text(json.dumps(row, ensure_ascii=False))
+    for question in rag.questions:
+        question["evidence"][0]["document_id"] = guide
+    rag.questions[0]["evidence"] = [{"document_id": city, "text": "The dome"}]
+    index, escaped = rag.index(), rag.contexts()
+    raw = "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in rag.questions)
+    (rag.folder / "questions.jsonl").write_text(raw)
+    contexts = retrieve_contexts(rag.spec(write=False), index, rag.store, rag.progress)
+    for each in (escaped, contexts):
+        assert each.counts["evidence_missing"] == 0
+        assert each.counts["with_evidence"] == len(rag.questions)
+    filtered = rag.contexts(retrieval={"filters": {"river": "Do\u0308llbach"}})
+    assert {each["document_id"] for row in rows_of(filtered) for each in row["contexts"]} == {"k\u00f6ln"}
+
+
+def test_a_copied_document_changes_no_measure(rag):
+    alone = rag.contexts(retrieval={"mode": "lexical"})
+    rag.copy_guide()
+    for near_duplicates, top_k in ((0.9, 3), (0.0, 6)):
+        retrieval = {"mode": "lexical", "near_duplicates": near_duplicates, "top_k": top_k}
+        contexts = rag.contexts(retrieval=retrieval)
+        test = contexts.counts["measures"]["test"]
+        assert test["recall@1"] == alone.counts["measures"]["test"]["recall@1"] == 1
+        assert {value for name, value in test.items()} == {1}
+        for row in rows_of(contexts):
+            held = [each["relevant"] for each in row["contexts"]]
+            assert held == [f"## {row['question_id']}\n" in each["text"] for each in row["contexts"]]
+            assert row["contexts"][0]["document_id"] == "aaa/guide-copy.md"
+
+
 def test_questions_by_document_and_by_a_field_of_choice(rag):
     for row in rag.questions:
         row["topic"] = row["split"]

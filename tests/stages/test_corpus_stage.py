@@ -93,7 +93,7 @@ def test_bad_documents_leave_nothing_behind(folder, store):
         build(folder, store, unreadable="error")
     (folder / "bad.jsonl").write_text('{"text": "x", "id": "b.md"}')
     with pytest.raises(InputError, match=r"bad\.jsonl:1: document id 'b\.md' is that of b\.md"):
-        build(folder, store)
+        build(folder, store, unreadable="error")
     assert not [path for path in store.home.rglob("*") if path.is_file() and path.parent.name != "locks"]
 
 

@@ -98,13 +98,15 @@ def read_all(rag, sections):
     return read_held_out(prompts, contexts, spec, rag.model, rag.store).questions
 
 
-def test_an_unknown_slice_and_a_missing_canary_file_stop_before_anything_is_trained(rag) -> None:
+def test_unknown_slices_and_missing_canaries_or_nli_models_stop_before_anything_is_trained(rag) -> None:
     with pytest.raises(
         InputError, match=r"'team' is neither a field of questions\.jsonl nor .* there are answers"
     ):
         rag.contexts(evaluation={"slices": ["team"]})
     with pytest.raises(InputError, match=r"gate\.canary_path .*gone\.jsonl cannot be read"):
         rag.contexts(gate={"canary_path": str(rag.folder / "gone.jsonl")})
+    with pytest.raises(InputError, match=r"evaluation\.nli_model: 'gone' is neither a folder nor a hub id"):
+        rag.contexts(prompts={"cite": True}, evaluation={"nli_model": "gone"})
     assert rag.left("contexts") == []
 
 

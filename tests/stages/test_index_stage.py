@@ -3,7 +3,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from jora_tasks.artifacts import digest_folder
+from jora_tasks.digests import digest_folder
 from jora_tasks.errors import InputError
 from jora_tasks.stages.index import build_index
 from retrieval.index import Index

@@ -48,6 +48,20 @@ def test_sources_are_numbered_and_whole(rag):
         assert user["content"] == f"{sources}Question: {row['question']}"
 
 
+@pytest.mark.parametrize("near_duplicates", [0.9, 0.0])
+def test_a_copied_document_is_never_a_second_source_and_is_cited(rag, near_duplicates):
+    rag.copy_guide()
+    texts = {chunk.id: chunk.text for chunk in read_chunks(rag.index().path)}
+    retrieval = {"mode": "lexical", "near_duplicates": near_duplicates, "top_k": 6}
+    rows = rows_of(rag.prompts(retrieval=retrieval, prompts={"cite": True, "token_budget": 4000}))
+    for row in rows[:8]:
+        shown = [texts[id_] for id_ in row["context_ids"]]
+        assert row["split"] == "train" and len(set(shown)) == len(shown) > 1
+        (label,) = row["oracle_labels"]
+        assert shown[label - 1].startswith(f"## {row['example_id']}\n")
+        assert row["messages"][-1]["content"] == f"{row['answers'][0]} [{label}]"
+
+
 def test_closed_book_has_the_question_and_no_source(rag):
     tokenizer = PreTrainedTokenizerFast.from_pretrained(rag.model)
     instruction = rag.spec().prompts.closed_book_instruction

@@ -69,6 +69,21 @@ def test_a_table_without_a_named_column_is_told_of(tmp_path, kind, setting, colu
     ]
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+@pytest.mark.parametrize("twice", ["text", "id", "title", "year"])
+def test_a_table_with_two_columns_of_a_name_that_is_read_is_told_of(tmp_path, kind, twice):
+    names = ["id", "title", "text", "year", "note", "note", twice]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_arrays([pa.array(["a"])] * 7, names=names), tmp_path / "t.parquet")
+    else:
+        delimiter = "," if kind == "csv" else "\t"
+        put(tmp_path, f"t.{kind}", f"{delimiter.join(names)}\n{delimiter.join('abcdefg')}\n")
+    put(tmp_path, "z.csv", "id,text,year,note,note\nz,words,2024,b,c\n")
+    found = read(tmp_path, metadata_columns=["year"])
+    assert list(found.by_id) == ["z"]
+    assert found.reasons == [f"t.{kind} has 2 columns {twice!r}; give each its own name."]
+
+
 def test_rows_without_an_id_have_that_of_their_place(tmp_path):
     put(tmp_path, "a.csv", "text\none\n\ntwo\n")
     pq.write_table(pa.table({"text": ["three", None, "four"], "id": [None, 5, 6]}), tmp_path / "b.parquet")
@@ -123,7 +138,7 @@ def test_a_bad_row_is_told_of_and_the_next_ones_are_read(tmp_path, line, reason)
         ("text\nfine\na,b\n", "a.csv:2 has 2 cells under 1 columns; put text with"),
         ("text\nfine\n" + "x" * (2 << 20), "a.csv line 3 is longer than documents.max_file_mib (1)"),
         ('text\nfine\n"' + "x\n" * (1 << 20) + '"', "a.csv cannot be read beyond row 1 (field larger"),
-        ("", "a.csv has no column 'text'; name one of its columns (none)"),
+        ("", "a.csv is empty; give it a header and rows, or remove it."),
     ],
 )
 def test_a_broken_table_is_told_of(tmp_path, content, reason):

@@ -73,6 +73,14 @@ def test_an_encoding_can_be_named_or_declared(tmp_path):
             "mend it there, or name its encoding in documents.encoding.",
         ),
         (
+            # once read as Mac Roman
+            ("It’s “quoted” – the user’s guide isn’t short… “Yes”, he said.\n" * 4)
+            .encode()
+            .replace(b"\xe2\x80\x99", b"?\x80\x99", 2),
+            "a.txt is UTF-8 text with broken characters, the first at byte 3; mend it there, or name its "
+            "encoding in documents.encoding.",
+        ),
+        (
             bytes(range(128, 256)) * 9,
             "a.txt is not UTF-8 text (byte 0) and looks like no other encoding; save it as UTF-8, or name "
             "its encoding in documents.encoding.",
