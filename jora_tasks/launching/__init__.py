@@ -1,0 +1,1 @@
+"""Starts the processes of one training, on this host or on others, and ends them together."""
