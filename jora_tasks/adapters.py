@@ -11,21 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import (
-    MANIFEST,
-    ArtifactStore,
-    Source,
-    atomic_folder,
-    check_copy,
-    check_unused,
-    digest_file,
-    digest_folder,
-    digest_json,
-)
+from jora_tasks.artifacts import ArtifactStore, Source
+from jora_tasks.digests import digest_file, digest_folder, digest_json
 from jora_tasks.errors import InputError
+from jora_tasks.manifest import MANIFEST, check_copy
 from jora_tasks.models import base_model_folder, model_source
 from jora_tasks.progress import Progress
-from jora_tasks.registry import CANDIDATE, CHAMPION, Registry
+from jora_tasks.registry import CANDIDATE, CHAMPION, RegisteredAdapter, Registry
+from jora_tasks.writing import atomic_folder, check_unused
 
 KIND = "adapter"
 CONFIG = "adapter_config.json"
@@ -41,26 +34,39 @@ class Adapter:
     manifest: Mapping[str, Any] | None = None
 
 
+def aliased(given: str, store: ArtifactStore, line: str, or_else: str = "") -> RegisteredAdapter | None:
+    """The version of a line that ``champion`` or ``candidate`` means; None for any other word.
+
+    Raises:
+      InputError: if the line has none; ``or_else`` ends it.
+    """
+    if given not in (CHAMPION, CANDIDATE):
+        return None
+    registry = Registry(store.home)
+    if registered := registry.get_alias(line, given):
+        return registered
+    newest = max((each.version for each in registry.versions(line)), default=None)
+    remedy = "run `jora register` first" if newest is None else f"`jora promote {newest}` makes one"
+    raise InputError(f"{line!r} has no {given} in the registry; {remedy}{or_else}.")
+
+
 @contextlib.contextmanager
-def found(given: str, store: ArtifactStore, line: str) -> Iterator[Adapter]:
+def found(given: str, store: ArtifactStore, line: str, or_else: str = "") -> Iterator[Adapter]:
     """The adapter that a user means; it may be gone when the block ends.
 
     Args:
       given: a PEFT folder, the start of an artifact's key, or ``champion`` or ``candidate``.
       store: where artifacts and the registry are.
       line: the registered model that has these aliases.
+      or_else: what the user may do as well where there is no such alias.
 
     Raises:
       InputError: if there is none, or its files are not those of its manifest.
     """
     folder = Path(given)
-    if given in (CHAMPION, CANDIDATE):
-        registry = Registry(store.home)
-        registered = registry.get_alias(line, given)
-        if registered is None:
-            raise InputError(f"{line!r} has no {given} in the registry; run `jora register` first.")
+    if registered := aliased(given, store, line, or_else):
         with tempfile.TemporaryDirectory() as scratch:
-            files = registry.download(registered, Path(scratch))
+            files = Registry(store.home).download(registered, Path(scratch))
             manifest = json.loads((files / MANIFEST).read_text(encoding="utf-8"))
             yield Adapter(files, registered.key, registered.digest, manifest)
     elif folder.is_dir() and folder.resolve().parent != store.home / "artifacts" / KIND:

@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-from typing_extensions import TypedDict  # pydantic asks for this one below Python 3.12
-
 from jora_tasks import __version__
+from jora_tasks.copies import Copies
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError
-
-MANIFEST = "manifest.json"
+from jora_tasks.manifest import MANIFEST, Manifest, is_whole, key_of, parse_manifest
+from jora_tasks.metering import Meter
+from jora_tasks.shared_store import ARTIFACTS, SharedStore
+from jora_tasks.uses import Uses
+from jora_tasks.writing import atomic_folder, write_text
 
 
 def jora_home() -> Path:
@@ -34,62 +34,20 @@ def jora_home() -> Path:
     return Path(os.environ.get("JORA_HOME") or ".jora").resolve()
 
 
-def digest_bytes(data: bytes) -> str:
-    """``sha256:<hex>`` of the data."""
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def digest_file(path: Path) -> str:
-    """``sha256:<hex>`` of a file's content."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-
-
-def digest_json(value: Any) -> str:
-    """``sha256:<hex>`` of a JSON value, the same for equal values whatever their key order."""
-    return digest_bytes(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
-
-
-def digest_folder(path: Path) -> str:
-    """``sha256:<hex>`` over the relative names and contents of a folder's visible files."""
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
-    )
-    return digest_json({file.relative_to(path).as_posix(): digest_file(file) for file in files})
-
-
-class Manifest(TypedDict):
-    """What ``manifest.json`` says of an artifact: its content, what made it, and how.
-
-    ``digest`` is that of ``files`` (name → digest); ``inputs`` holds kind, key or name, and digest by role.
-    """
-
-    kind: str
-    key: str
-    digest: str
-    files: dict[str, str]
-    inputs: dict[str, dict[str, str]]
-    settings: dict[str, Any]
-    stage_version: int
-    code_version: str
-    counts: dict[str, Any]
-    provenance: dict[str, Any]
-    created: str
-    seconds: float
-
-
-_MANIFESTS = TypeAdapter(Manifest)
+def artifacts_place(home: Path, kind: str) -> str:
+    """Where artifacts of a kind are kept, as a URI that is the same on every machine that shares them."""
+    shared = os.environ.get(ARTIFACTS)
+    return f"{shared.rstrip('/')}/artifacts/{kind}" if shared else (home / "artifacts" / kind).as_uri()
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artifact on disk."""
+    """A verified artifact on disk, where it stays as long as this object lives."""
 
     path: Path
     manifest: Manifest
     reused: bool = False
+    _use: object = field(default=None, compare=False, repr=False)
 
     @property
     def kind(self) -> str:
@@ -146,10 +104,17 @@ class ArtifactStore:
 
     Attributes:
       home: the folder that holds ``artifacts/``, ``latest/``, ``work/`` and ``locks/``.
+      shared: where machines share their artifacts, by `shared_store.ARTIFACTS`; the home then has copies.
+      uses: of the home's artifacts, by this process and others.
+      meter: what this store has read and written, and what its user has had devices for.
     """
 
     def __init__(self, home: str | Path | None = None) -> None:
         self.home = Path(home).resolve() if home else jora_home()
+        self.shared = SharedStore.of_environment()
+        self.meter = Meter()
+        self.uses = Uses(self.home)
+        self._copies = Copies(self.home, self.uses)
         there = next(path for path in (self.home, *self.home.parents) if path.exists())
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise InputError(
@@ -184,16 +149,11 @@ class ArtifactStore:
           The verified artifact; ``reused`` tells whether it was there already.
         """
         key = self.key(kind, version=version, settings=settings, inputs=inputs)
-        path = self.home / "artifacts" / kind / key
-        existing = _verified(path)
-        if existing is not None:
-            return existing
-        with self._only_writer(path):
-            existing = _verified(path)
-            if existing is not None:
-                return existing
+        use = self.uses.use(kind, key)
+
+        def make(path: Path) -> Artifact:
             with atomic_folder(path) as temporary:
-                started = time.time()
+                started = time.monotonic()
                 counts = write(temporary)
                 files = {
                     file.relative_to(temporary).as_posix(): digest_file(file)
@@ -212,22 +172,25 @@ class ArtifactStore:
                     "counts": dict(counts),
                     "provenance": _provenance() | dict(provenance or {}),
                     "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-                    "seconds": round(time.time() - started, 3),
+                    "seconds": round(time.monotonic() - started, 3),
                 }
                 (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        return Artifact(path, manifest)
+            return Artifact(path, manifest)
+
+        artifact = self._published(self._found_or_made(kind, key, make))
+        if artifact.reused:
+            self.meter.found(artifact.path)
+        else:
+            self.meter.made(artifact.path)
+        self._copies.shrink(self.shared)
+        return replace(artifact, _use=use)
 
     def key(
         self, kind: str, *, version: int, settings: Mapping[str, Any], inputs: Mapping[str, Input]
     ) -> str:
         """The key under which `build` would keep this artifact: 16 hex digits."""
-        identity = {
-            "kind": kind,
-            "version": version,
-            "settings": dict(settings),
-            "inputs": {role: value.digest for role, value in inputs.items()},
-        }
-        return _key(identity)
+        digests = {role: value.digest for role, value in inputs.items()}
+        return key_of(kind, version, settings, digests)
 
     def get(self, kind: str, key: str) -> Artifact:
         """The artifact of this kind and key (or unambiguous start of a key).
@@ -236,39 +199,73 @@ class ArtifactStore:
           InputError: if there is none, or its files are not those of its manifest.
         """
         folder = self.home / "artifacts" / kind
-        found = sorted(folder.glob(f"{key}*")) if key.isalnum() else []
+        found = sorted(self._keys(kind, key)) if key.isalnum() else []
         if len(found) > 1:
             raise InputError(
                 f"{kind} {key!r} could be any of {len(found)} in {folder}; give more of the key."
             )
         if not found:
-            stage = STAGE_OF.get(kind, kind)
+            stage = KINDS.get(kind, kind)
             raise InputError(f"{kind} {key!r} does not exist in {folder}; run `jora {stage}` to make one.")
-        artifact = _verified(found[0])
+        path = folder / found[0]
+        use = self.uses.use(kind, found[0])
+        artifact = _verified(path)
+        if artifact is None and self.shared is not None:
+            with self._only_writer(path):
+                artifact = _verified(path) or self._fetched(kind, found[0])
+        self._copies.shrink(self.shared)
         if artifact is None:
             raise InputError(
-                f"{found[0]} does not match its manifest: a file is missing or altered; run its stage again."
+                f"{path} does not match its manifest: a file is missing or altered; run its stage again."
             )
-        return artifact
+        self.meter.taken(artifact.path)
+        return replace(artifact, _use=use)
+
+    def find(self, kind: str, key: str) -> Artifact | None:
+        """The artifact if it is whole in this home or shared by others; waits for who is writing it here."""
+        path, use = self._folder(kind, key), self.uses.use(kind, key)
+        with self._only_writer(path):
+            found = _verified(path) or self._fetched(kind, key)
+        if found is None:
+            return None
+        self.meter.found(path)
+        return replace(self._published(found), _use=use)
 
     def manifest(self, kind: str, key: str) -> Manifest | None:
-        """What the manifest of this kind and key says, or None if there is none; `get` verifies the files."""
+        """What the manifest of this kind and key says, or None if there is none whole.
+
+        `get` verifies the files.
+        """
         if not (kind.isidentifier() and key.isalnum()):  # neither can lead out of the folder
             return None
-        try:
-            return _MANIFESTS.validate_json((self.home / "artifacts" / kind / key / MANIFEST).read_bytes())
-        except (OSError, ValueError):
-            return None
+        with contextlib.suppress(OSError, ValueError):
+            return parse_manifest((self._folder(kind, key) / MANIFEST).read_bytes())
+        data = self.shared.manifest(kind, key) if self.shared else None
+        with contextlib.suppress(ValueError):
+            return parse_manifest(data) if data else None
+        return None
 
     def set_latest(self, name: str, artifact: Artifact) -> None:
         """Record the artifact that a run of this name made or found last."""
+        if self.shared is not None:
+            self.shared.set_latest(name, artifact.kind, artifact.key)
+            return
         pointer = self.home / "latest" / name / artifact.kind
         pointer.parent.mkdir(parents=True, exist_ok=True)
         write_text(pointer, artifact.key)
 
     def given_or_latest(self, name: str, kind: str, key: str | None) -> Artifact:
-        """The artifact of this key; without one, the latest of this name."""
-        return self.get(kind, key) if key else self.latest(name, kind)
+        """The artifact of this key, or the latest of this name; other machines see that it is used.
+
+        Raises:
+          InputError: if there is none, or for an empty key, as an unset variable of a shell gives it.
+        """
+        if key == "":
+            raise InputError(f"--{kind} is empty; give a key, or leave it out for the latest.")
+        artifact = self.latest(name, kind) if key is None else self.get(kind, key)
+        if self.shared is not None:
+            self.shared.mark_used(kind, artifact.key)
+        return artifact
 
     def latest(self, name: str, kind: str) -> Artifact:
         """The artifact that runs of this name made or found last.
@@ -276,14 +273,88 @@ class ArtifactStore:
         Raises:
           InputError: if there is none yet.
         """
-        pointer = self.home / "latest" / name / kind
-        if not pointer.is_file():
-            others = sorted(found.parent.name for found in (self.home / "latest").glob(f"*/{kind}"))
-            there = f"; there is one for {', '.join(others)}: give its --spec" if others else ""
+        key = self.latest_key(name, kind)
+        if key is None:
+            there = self.shared or self
+            others = there.names(kind)
+            hint = f"; there is one for {', '.join(others)}: give its --spec" if others else ""
+            place = self.shared.url if self.shared else self.home
             raise InputError(
-                f"No {kind} yet for {name!r} in {self.home}; run `jora {STAGE_OF[kind]}` first{there}."
+                f"No {kind} yet for {name!r} in {place}; run `jora {STAGE_OF[kind]}` first{hint}."
             )
-        return self.get(kind, pointer.read_text(errors="replace").strip())
+        return self.get(kind, key)
+
+    def latest_key(self, name: str, kind: str) -> str | None:
+        """Key of the artifact that runs of this name made or found last."""
+        if self.shared is not None:
+            return self.shared.latest(name, kind)
+        try:
+            return (self.home / "latest" / name / kind).read_text(errors="replace").strip()
+        except OSError:
+            return None
+
+    def names(self, kind: str) -> list[str]:
+        """The names that have a latest artifact of this kind."""
+        return sorted(found.parent.name for found in (self.home / "latest").glob(f"*/{kind}"))
+
+    def _folder(self, kind: str, key: str) -> Path:
+        return self.home / "artifacts" / kind / key
+
+    def _keys(self, kind: str, prefix: str) -> set[str]:
+        """The keys of this kind that begin so, in this home and among those that machines share."""
+        here = {path.name for path in (self.home / "artifacts" / kind).glob(f"{prefix}*")}
+        if self.shared is None or prefix in here:
+            return here
+        return here | set(self.shared.keys(kind, prefix))
+
+    def _found_or_made(self, kind: str, key: str, make: Callable[[Path], Artifact]) -> Artifact:
+        path = self._folder(kind, key)
+        if (existing := _verified(path)) is not None:
+            return existing
+        with self._only_writer(path):
+            return _verified(path) or self._fetched(kind, key) or make(path)
+
+    def _fetched(self, kind: str, key: str) -> Artifact | None:
+        """The artifact that machines share, copied to this home; None if there is none."""
+        data = self.shared.manifest(kind, key) if self.shared else None
+        if self.shared is None or data is None:
+            return None
+        try:
+            return self._fetch(kind, key, data)
+        except InputError:
+            if self.shared.manifest(kind, key) is not None:
+                raise
+            return None  # another machine pruned it meanwhile
+
+    def _fetch(self, kind: str, key: str, data: bytes) -> Artifact:
+        assert self.shared  # noqa: S101 callers have one
+        try:
+            manifest = parse_manifest(data)
+        except ValueError:
+            raise InputError(
+                f"The manifest of {kind} {key} in {self.shared.url} is damaged; remove it there and run its "
+                "stage again."
+            ) from None
+        path = self._folder(kind, key)
+        with atomic_folder(path) as temporary:
+            self.shared.fetch(kind, key, manifest["digest"], manifest["files"], temporary)
+            (temporary / MANIFEST).write_bytes(data)
+            if not is_whole(temporary, manifest):
+                raise InputError(
+                    f"{kind} {key} in {self.shared.url} does not match its manifest: a file is missing or "
+                    "altered; remove it there and run its stage again."
+                )
+        return Artifact(path, manifest, reused=True)
+
+    def _published(self, artifact: Artifact) -> Artifact:
+        """The artifact where machines share some: this one, or that of the machine that was first."""
+        if self.shared is None:
+            return artifact
+        own = artifact.file(MANIFEST).read_bytes()
+        kept = self.shared.publish(
+            artifact.kind, artifact.key, artifact.digest, artifact.manifest["files"], artifact.path, own
+        )
+        return artifact if kept == own else self._fetch(artifact.kind, artifact.key, kept)
 
     @contextlib.contextmanager
     def _only_writer(self, path: Path) -> Iterator[None]:
@@ -309,6 +380,8 @@ STAGE_OF = {
     "evaluation": "evaluate",
     "verdict": "gate",
 }
+# With the shards of a stage's work that other tasks make before it, which no line has a latest of.
+KINDS = {**STAGE_OF, "embedded": "embed", "retrieved": "retrieve", "predictions": "evaluate"}
 
 
 def run_name(line: str) -> str:
@@ -331,103 +404,8 @@ def _reference(value: Input) -> dict[str, str]:
 def _verified(path: Path) -> Artifact | None:
     """The artifact if its manifest is whole and all its files have the digests in it, else None."""
     try:
-        manifest = _MANIFESTS.validate_json((path / MANIFEST).read_bytes())
+        manifest = parse_manifest((path / MANIFEST).read_bytes())
     except (OSError, ValueError):
         return None
     in_place = (manifest["kind"], manifest["key"]) == (path.parent.name, path.name)
-    return Artifact(path, manifest, reused=True) if in_place and _is_whole(path, manifest) else None
-
-
-def _is_whole(folder: Path, manifest: Manifest) -> bool:
-    """Whether the files are those of the manifest, and its key is that of what it says made them."""
-    identity = {
-        "kind": manifest["kind"],
-        "version": manifest["stage_version"],
-        "settings": manifest["settings"],
-        "inputs": {role: reference["digest"] for role, reference in manifest["inputs"].items()},
-    }
-    try:
-        return (
-            manifest["key"] == _key(identity)
-            and manifest["digest"] == digest_json(manifest["files"])
-            and all(digest_file(folder / name) == digest for name, digest in manifest["files"].items())
-        )
-    except OSError:
-        return False
-
-
-def _key(identity: Mapping[str, Any]) -> str:
-    return digest_json(identity).removeprefix("sha256:")[:16]
-
-
-def check_copy(folder: Path) -> None:
-    """See that a folder copied from a home still has what its manifest says; one without has nothing to say.
-
-    Raises:
-      InputError: naming the folder.
-    """
-    if not (folder / MANIFEST).is_file():
-        return
-    try:
-        whole = _is_whole(folder, _MANIFESTS.validate_json((folder / MANIFEST).read_bytes()))
-    except ValueError:
-        whole = False
-    if not whole:
-        raise InputError(
-            f"{folder} does not match its manifest: a file is missing or altered; copy or make it again."
-        )
-
-
-def check_unused(output: Path) -> None:
-    """Refuse a folder for output that holds anything already, or cannot be made.
-
-    Raises:
-      InputError: naming it.
-    """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"output {output} is in use; give a folder that is absent or empty.")
-    if file := next((each for each in output.absolute().parents if each.is_file()), None):
-        raise InputError(f"output {output} is below the file {file}; give a folder that can be made.")
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that becomes ``path`` when the block ends well, and vanishes if not.
-
-    A folder that lies there already is replaced.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            _sync(file)
-        _sync(temporary)
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        temporary.rename(path)
-        _sync(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file that is there whole or as before, whoever is killed."""
-    temporary = path.with_name(f".{path.name}.tmp-{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        _sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return Artifact(path, manifest, reused=True) if in_place and is_whole(path, manifest) else None

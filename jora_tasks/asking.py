@@ -99,7 +99,7 @@ def _served(given: str | None, spec: RunSpec, store: ArtifactStore) -> Iterator[
     if given is None:
         yield Served(None, spec.prompts, spec.model, latest_contexts(spec, store))
         return
-    with found(given, store, spec.name) as adapter:
+    with found(given, store, spec.name, ", or ask the base model with --base") as adapter:
         manifest = adapter.manifest or {}
         prompts = _input("prompts", manifest, store)
         contexts = _input("contexts", prompts.manifest, store) if prompts else None

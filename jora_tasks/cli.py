@@ -1,8 +1,8 @@
 """``jora``: one command a stage, and the whole.
 
 Human text and progress bars on a terminal, one JSON object with ``--json``. Exit codes: 0 done,
-1 failed, 2 bad input (one sentence; nothing written), 12 out of memory, 75 try again: stopped by SIGTERM
-while training, which saved its state and goes on from there, or a device that is in use.
+1 failed, 2 bad input (one sentence; nothing written), 12 out of memory, 28 a full disk, 75 try again: stopped
+by SIGTERM while training, which saved its state and goes on from there, or a device that is in use.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.artifacts import ArtifactStore, jora_home
+from jora_tasks.characters import visible_lines
 from jora_tasks.commands.ask import ask
 from jora_tasks.commands.champion import promote, rollback
-from jora_tasks.commands.embed import embed
 from jora_tasks.commands.explain import explain, show_explanation
+from jora_tasks.commands.index_plan import plan_index, show_plan
 from jora_tasks.commands.lineage import lineage
 from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain, spec_or_demo
+from jora_tasks.commands.prune import prune
 from jora_tasks.commands.questions import questions
+from jora_tasks.commands.shards import answer, embed, retrieve
 from jora_tasks.commands.watching import shown_events, shown_progress
-from jora_tasks.errors import InputError, RunStopped, first_line, out_of_memory
+from jora_tasks.errors import InputError, RunStopped, disk_full, first_line, out_of_memory
 from jora_tasks.registry.client import without_password
 from jora_tasks.spec import RunSpec, load_spec
 from jora_tasks.stages.pipeline import STAGES, run_all, run_stage
@@ -41,6 +44,10 @@ app = typer.Typer(
 )
 
 
+# Counts of what an artifact lists in a file of its own.
+_LISTED = {"evidence_missing": "missing_evidence.jsonl", "unreadable": "unreadable.parquet"}
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(result), flush=True)
@@ -51,7 +58,8 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         for name, value in result["counts"].items():
             if value == {}:
                 continue
-            plain(f"  {name.replace('_', ' ')}: {_words(value)}")
+            listed = f", listed in {_LISTED[name]}" if value and name in _LISTED else ""
+            plain(f"  {name.replace('_', ' ')}: {_words(value)}{listed}")
         plain(f"  {result['path']}")
     else:
         console.print(
@@ -72,7 +80,7 @@ def _words(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-_EXPLAIN = "explain"
+_EXPLAIN, _PLAN, _PRICE = "explain", "plan", "price_per_hour"
 
 
 def _stage_command(name: str) -> None:
@@ -81,14 +89,19 @@ def _stage_command(name: str) -> None:
     def command(
         spec: SpecOption = None, set_: SetOption = None, as_json: JsonOption = False, **keys: Any
     ) -> None:
-        question = keys.pop(_EXPLAIN, None)
+        question, chunks, price = (keys.pop(name, None) for name in (_EXPLAIN, _PLAN, _PRICE))
+        _check_alone(question, chunks, price, keys)
         if question is not None:
             store = ArtifactStore()
             settings = load_spec(spec_or_demo(spec, store.home), tuple(set_ or ()))
             show_explanation(explain(question, settings, store), as_json)
             return
+        if chunks is not None:
+            settings = load_spec(spec, tuple(set_ or ()))
+            show_plan(plan_index(chunks, price, settings, ArtifactStore()), as_json)
+            return
         settings = load_spec(spec, tuple(set_ or ()))
-        given = {kind: key for kind, key in keys.items() if key}
+        given = {kind: key for kind, key in keys.items() if key is not None}
         with shown_progress(as_json) as progress:
             result = run_stage(name, settings, ArtifactStore(), progress, given)
         _show(result, as_json)
@@ -102,6 +115,9 @@ def _stage_command(name: str) -> None:
     if name == "index":
         told = "Build nothing; show each retriever's ranks and scores in the latest index."
         options.append(_option(_EXPLAIN, told, "QUESTION"))
+        told = "Build nothing; tell what an index of so many chunks would take, by rates measured here."
+        options.append(_option(_PLAN, told, "CHUNKS", int))
+        options.append(_option(_PRICE, "Of the machine of one task, for --plan.", "PRICE", float))
     _add_options(command, options)
     app.command(name)(command)
 
@@ -114,8 +130,19 @@ def _add_options(command: Any, options: list[inspect.Parameter]) -> None:
     command.__annotations__ = {p.name: p.annotation for p in (*fixed, *options)}
 
 
-def _option(name: str, help_: str, metavar: str) -> inspect.Parameter:
-    annotation = Annotated[str | None, typer.Option(f"--{name}", help=help_, metavar=metavar)]
+def _check_alone(question: str | None, chunks: int | None, price: float | None, keys: Any) -> None:
+    """Refuse options of which one would be ignored."""
+    asked = [f"--{name}" for name, value in ((_EXPLAIN, question), (_PLAN, chunks)) if value is not None]
+    named = [f"--{kind}" for kind, key in keys.items() if key is not None]
+    if len(asked) > 1 or (asked and named):
+        raise InputError(f"{' and '.join(asked + named)} exclude each other; give one of them.")
+    if price is not None and chunks is None:
+        raise InputError("--price-per-hour goes with --plan; give both, or neither.")
+
+
+def _option(name: str, help_: str, metavar: str, kind: type = str) -> inspect.Parameter:
+    flag = f"--{name.replace('_', '-')}"
+    annotation = Annotated[kind | None, typer.Option(flag, help=help_, metavar=metavar)]  # type: ignore[valid-type]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
@@ -123,6 +150,8 @@ for _name in STAGES:
     _stage_command(_name)
 app.command()(ask)
 app.command()(embed)
+app.command()(retrieve)
+app.command()(answer)
 
 
 @app.command()
@@ -314,10 +343,11 @@ def merge(
 
 app.command()(promote)
 app.command()(rollback)
+app.command()(prune)
 
 
 def _fail(error: Exception) -> NoReturn:
-    print(f"jora: {error}", file=sys.stderr, flush=True)
+    print(f"jora: {visible_lines(str(error))}", file=sys.stderr, flush=True)
     raise typer.Exit(1)
 
 
@@ -326,31 +356,25 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         app(standalone_mode=True)
-    except InputError as error:
-        print(f"jora: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except RunStopped as error:
-        print(f"jora: {error}", file=sys.stderr, flush=True)
-        sys.exit(error.exit_code)
-    except (MemoryError, RuntimeError) as error:
-        if (told := out_of_memory(error)) is None:
-            raise
-        print(f"jora: {told}", file=sys.stderr, flush=True)
-        sys.exit(told.exit_code)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        print(
-            f"jora: {error.strerror}: {error.filename or ArtifactStore().home}", file=sys.stderr, flush=True
-        )
-        sys.exit(1)
+    except (InputError, RunStopped) as error:
+        _end(error)
     except Exception as error:
+        if told := disk_full(error, jora_home()) or out_of_memory(error):
+            _end(told)
+        if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES):
+            print(f"jora: {error.strerror}: {error.filename or jora_home()}", file=sys.stderr, flush=True)
+            sys.exit(1)
         if type(error).__module__ != "mlflow.exceptions":  # known without its import
             raise
         # Its words hold the server's address, and that a password.
         reason = without_password(first_line(error))[:300]
         print(f"jora: The registry failed ({reason}); run this again.", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+def _end(error: InputError | RunStopped) -> NoReturn:
+    print(f"jora: {visible_lines(str(error))}", file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)
 
 
 def _exit_on_sigterm(number: int, frame: object) -> None:

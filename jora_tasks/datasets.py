@@ -1,8 +1,9 @@
 """What OpenLineage is told that a stage read and wrote: datasets with versions, statistics and assertions.
 
-A kind of artifact in a home is one dataset, ``file`` + the folder of its kind; which of its artifacts was
-read or written is the dataset's version. Documents are the folder or URL they lie at; any other source is
-``jora`` + kind/name, and so are the registry's versions and the champion. It is all read from manifests.
+A kind of artifact is one dataset, named by the folder or URL where they are kept; which of its artifacts was
+read or written is the dataset's version, and the corpus it was made for its partition. Documents are
+the folder or URL they lie at; any other source is ``jora`` + kind/name, and so are the registry's versions
+and the champion. It is all read from manifests.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
-from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.artifacts import Artifact, ArtifactStore, artifacts_place
 from jora_tasks.spec import is_url
 
 if TYPE_CHECKING:
@@ -49,11 +50,14 @@ _MODELS = ("adapter", "model", "registered", "champion")
 _MEASURE = re.compile(r"(\w+)_(?:better|no_worse)_than_\w+")
 
 
-def datasets(store: ArtifactStore, artifact: Artifact, documents: str = "") -> Datasets:
+def datasets(
+    store: ArtifactStore, artifact: Artifact, documents: str = "", snapshot: str | None = None
+) -> Datasets:
     """Datasets of the stage that made an artifact.
 
     Args:
       documents: where the documents of a corpus lie; a manifest knows only the folder's name.
+      snapshot: digest of the corpus that the artifact was made for.
 
     Returns:
       Inputs and outputs. The evaluation that a verdict is on carries the verdict's checks as assertions.
@@ -74,11 +78,12 @@ def datasets(store: ArtifactStore, artifact: Artifact, documents: str = "") -> D
         size=sum(artifact.file(name).stat().st_size for name in artifact.manifest["files"]),
         fileCount=len(artifact.manifest["files"]),
     )
+    namespace, name = _place(artifacts_place(store.home, artifact.kind))
     output = OutputDataset(
-        namespace="file",
-        name=_folder(store, artifact.kind),
+        namespace=namespace,
+        name=name,
         facets={"version": _version(artifact.digest), **_description(artifact.kind)},
-        outputFacets={"outputStatistics": statistics},
+        outputFacets={"outputStatistics": statistics, **_partition(snapshot)},
     )
     return inputs, [output]
 
@@ -91,6 +96,19 @@ def registration_datasets(
         _input(store, {"kind": each.kind, "key": each.key, "digest": each.digest}) for each in artifacts
     ]
     return inputs, [_output("registered", name, version)]
+
+
+def cost_facets(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The run facet that says what a stage took, named ``jora_cost``; see `jora_tasks.costs.Cost`.
+
+    Args:
+      result: the JSON object that the stage's command printed.
+    """
+    from openlineage.client.facet_v2 import RunFacet
+
+    if "cost" not in result:
+        return {}
+    return {"jora_cost": RunFacet().with_additional_properties(**result["cost"])}
 
 
 def move_datasets(name: str, version: int) -> Datasets:
@@ -117,7 +135,7 @@ def _input(store: ArtifactStore, reference: Mapping[str, str], documents: str = 
     kind = reference["kind"]
     statistics: dict[str, Any] = {}
     if "key" in reference:
-        namespace, name = "file", _folder(store, kind)
+        namespace, name = _place(artifacts_place(store.home, kind))
         rows = _rows(kind, store.home / "artifacts" / kind / reference["key"])
         if rows is not None:
             facet = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(rowCount=rows)
@@ -135,6 +153,8 @@ def _place(path: str) -> tuple[str, str]:
     if not is_url(path):
         return "file", str(Path(path).resolve())
     url = urlsplit(path)
+    if url.scheme == "file":
+        return "file", unquote(url.path)
     return f"{url.scheme}://{url.netloc.rpartition('@')[2]}", url.path.strip("/") or "/"
 
 
@@ -158,14 +178,21 @@ def _assertions(verdict: Artifact) -> Any:
     )
 
 
+def _partition(snapshot: str | None) -> dict[str, Any]:
+    """The part of its dataset that an artifact is: what was made of one corpus."""
+    from openlineage.client.facet_v2 import base_subset_dataset as subset
+
+    if snapshot is None:
+        return {}
+    partition = subset.Partition(dimensions={"snapshot": snapshot}, identifier=snapshot)
+    condition = subset.PartitionSubsetCondition(partitions=[partition])
+    return {"subset": subset.OutputSubsetOutputDatasetFacet(outputCondition=condition)}
+
+
 def _version(version: str) -> Any:
     from openlineage.client.facet_v2 import dataset_version_dataset
 
     return dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=version)
-
-
-def _folder(store: ArtifactStore, kind: str) -> str:
-    return str(store.home / "artifacts" / kind)
 
 
 def _description(kind: str) -> dict[str, Any]:

@@ -14,13 +14,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import ArtifactStore, write_text
-from jora_tasks.datasets import NAMESPACE, Datasets, datasets, move_datasets, registration_datasets
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.datasets import (
+    NAMESPACE,
+    Datasets,
+    cost_facets,
+    datasets,
+    move_datasets,
+    registration_datasets,
+)
 from jora_tasks.errors import first_line
 from jora_tasks.lineage import events_file
 from jora_tasks.outbox import OutboxConfig, OutboxTransport
 from jora_tasks.registry import Registry, Transition
 from jora_tasks.registry.client import without_password
+from jora_tasks.writing import write_text
 
 Emit = Callable[[Any], None]
 
@@ -38,7 +46,7 @@ def result_datasets(
       documents: where the documents lie.
     """
     if "kind" in result:
-        return datasets(store, store.get(result["kind"], result["key"]), documents)
+        return datasets(store, store.get(result["kind"], result["key"]), documents, result.get("snapshot"))
     if "version" in result:
         taken = [store.get(kind, key) for kind, key in keys.items()]
         return registration_datasets(store, taken, result["name"], result["version"])
@@ -58,7 +66,8 @@ def tell_stage(
         started = ended - timedelta(seconds=result["seconds"])
         run, emit = str(generate_new_uuid(started)), home_outbox(store)
         emit(_event(RunState.START, started, run, result["stage"], [], []))
-        emit(_event(RunState.COMPLETE, ended, run, result["stage"], inputs, outputs))
+        facets = cost_facets(result)
+        emit(_event(RunState.COMPLETE, ended, run, result["stage"], inputs, outputs, facets))
         if "version" in result:
             tell_moves(store, result["name"], emit)
     except Exception as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.characters import visible
 from jora_tasks.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,6 +37,27 @@ def trace(store: ArtifactStore, artifact: Artifact) -> Node:
     """
     reference = {"kind": artifact.kind, "key": artifact.key, "digest": artifact.digest}
     return _node(store, reference, artifact, set())
+
+
+def snapshot_of(store: ArtifactStore, artifact: Artifact) -> str | None:
+    """Digest of the corpus that an artifact descends from; None where what led to it is gone.
+
+    Of several, as for an adapter that began from an earlier one, it is the one with the fewest steps between.
+    Manifests alone are read: files between, an index above all, may be large or on another machine.
+    """
+    if artifact.kind == "corpus":
+        return artifact.digest
+    generation, seen = [artifact.manifest], {artifact.digest}
+    while generation:
+        references = [each for one in generation for each in one["inputs"].values() if "key" in each]
+        for reference in references:
+            if reference["kind"] == "corpus":
+                return reference["digest"]
+        further = [each for each in references if each["digest"] not in seen]
+        found = [(store.manifest(each["kind"], each["key"]), each["digest"]) for each in further]
+        seen |= {each["digest"] for each in further}
+        generation = [manifest for manifest, digest in found if manifest and manifest["digest"] == digest]
+    return None
 
 
 def _node(store: ArtifactStore, reference: Mapping[str, str], found: Artifact | None, seen: set[str]) -> Node:
@@ -104,7 +126,7 @@ def render(tree: Node, documents: int = 10) -> Tree:
     def grow(node: Node, role: str | None, parent: Tree | None) -> Tree:
         label = Text(f"{role}: " if role and role != node["kind"] else "", style="dim")
         label.append(node["kind"], style="bold")
-        label.append(f" {node.get('key', node.get('name', ''))}", style="cyan")
+        label.append(f" {visible(str(node.get('key', node.get('name', ''))))}", style="cyan")
         label.append(f"  {node['digest'][:19]}", style="dim")
         label.append(f"  {node['note']}" if "note" in node else "", style="dim")
         if node["state"] not in (PRESENT, SOURCE):
@@ -118,7 +140,7 @@ def render(tree: Node, documents: int = 10) -> Tree:
             grow(child, name, branch)
         listed = node.get("documents", [])
         for document in listed[:documents]:
-            leaf = Text(document["document_id"], style="green")
+            leaf = Text(visible(document["document_id"]), style="green")
             branch.add(leaf.append(f"  {document['digest'][:19]}", style="dim"))
         if len(listed) > documents:
             branch.add(Text(f"and {len(listed) - documents} more documents", style="dim"))
@@ -140,5 +162,5 @@ def _short(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, Mapping):
             yield from _short(value, f"{prefix}{key}.")
         else:
-            text = str(value)
+            text = visible(str(value))
             yield f"{prefix}{key}", text if len(text) <= 40 else f"{text[:39]}…"

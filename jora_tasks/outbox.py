@@ -22,8 +22,10 @@ import attr
 from openlineage.client.serde import Serde
 from openlineage.client.transport.transport import Config, Transport
 
-from jora_tasks.artifacts import digest_bytes, jora_home, write_text
+from jora_tasks.artifacts import jora_home
+from jora_tasks.digests import digest_bytes
 from jora_tasks.lineage import events_file
+from jora_tasks.writing import write_text
 
 URL, ENDPOINT, API_KEY = "OPENLINEAGE_URL", "OPENLINEAGE_ENDPOINT", "OPENLINEAGE_API_KEY"
 _TIMEOUT_SECONDS = 5.0  # of one event

@@ -89,6 +89,14 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
             f"{plan['flops'] / 1e12:.1f} TFLOP a step; compiled in {plan['compile_seconds']:.0f} s",
             highlight=False,
         )
+    if predicted := plan.get("predicted_seconds"):
+        console.print(
+            f"Predicted, not measured: a step takes {predicted['overlapped']:.3g} s where all overlaps, "
+            f"{predicted['serial']:.3g} s where nothing does (compute {predicted['compute']:.3g}, memory "
+            f"{predicted['memory']:.3g}, links {predicted['links']:.3g}); at most "
+            f"{predicted['tokens_per_second']:,.0f} tokens/s",
+            highlight=False,
+        )
     console.print(_verdict(plan), highlight=False)
 
 

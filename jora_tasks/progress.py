@@ -44,6 +44,10 @@ class Progress:
     def __init__(self, *sinks: Sink) -> None:
         self._sinks = sinks
 
+    def with_sink(self, sink: Sink) -> Progress:
+        """The same with one more sink."""
+        return Progress(*self._sinks, sink)
+
     def __call__(
         self,
         stage: str,
@@ -76,7 +80,7 @@ def describe(event: Event) -> str:
 # Figures that have a form of their own; all others are told as "name value".
 _FORMS: dict[str, Callable[[float], str]] = {
     "seconds": lambda value: f"{value:,.1f} s",
-    "eta_seconds": lambda value: f"{value // 60:.0f}:{value % 60:02.0f} left",
+    "eta_seconds": lambda value: "{}:{:02} left".format(*divmod(round(value), 60)),
     "tokens_per_second": lambda value: f"{value:,.0f} tok/s",
     "learning_rate": lambda value: f"lr {value:.1e}",
 }
@@ -105,7 +109,8 @@ class LineSink:
         if event.state == FAILED:
             return
         finished = event.state != RUNNING or (event.done is not None and event.done == event.total)
-        if not finished and event.time - self._last.get(event.stage, 0) < self._interval:
+        # Both ways: a clock that was set back must not silence it.
+        if not finished and abs(event.time - self._last.get(event.stage, 0)) < self._interval:
             return
         self._last[event.stage] = event.time
         print(describe(event), file=self._stream, flush=True)

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jora_tasks import signing
-from jora_tasks.artifacts import Artifact, ArtifactStore, write_text
+from jora_tasks.artifacts import Artifact, ArtifactStore
 from jora_tasks.errors import InputError
 from jora_tasks.lineage import ABSENT, DAMAGED, DIFFERENT, PRESENT, SOURCE, Node, trace
+from jora_tasks.writing import write_text
 
 STATEMENT, PREDICATE = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1"
 # SLSA wants URIs here; they name what the fields of this predicate mean.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,26 +99,39 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
       InputError: if it cannot be read or is not one.
     """
-    value = _parse(read_text(path), path)
+    value = _parse(read_text(path), path, of_people=False)
     if not isinstance(value, dict):
         raise InputError(f"{path} is not a JSON object; mend it, or fetch it again.")
     return value
 
 
-def _parse(text: str, place: Path | str) -> Any:
-    """The value of a text; an error names its line, unless the place does so already."""
+def _parse(text: str, place: Path | str, of_people: bool = True) -> Any:
+    """The value of a text; an error names its line, unless the place does so already.
+
+    Args:
+      of_people: refuse a name that an object has twice; a model's files are taken as they are.
+    """
     line = None
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object if of_people else None)
     except json.JSONDecodeError as error:
         line, reason = error.lineno, f"{error.msg}, column {error.colno}"
     except RecursionError:
         reason = "nested too deeply"
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # a name given twice, or a number of thousands of digits
         reason = str(error).split(";")[0]
     if line and isinstance(place, Path):
         place = f"{place}:{line}"
     raise InputError(f"{place} is not JSON that can be read ({reason}); mend it there.")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name given twice the first value would be lost without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{twice!r} is given twice")
+    return made
 
 
 def _check_unicode(value: Any, place: str) -> None:

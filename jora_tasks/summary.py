@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.characters import visible
 
 ARMS = {
     "base_closed_book": "base, no documents",
@@ -82,9 +83,8 @@ def print_summary(summary: Mapping[str, Any], console: Console) -> None:
     )
     for check in summary["checks"]:
         if not check["passed"]:
-            console.print(
-                f"  no champion by {check['name']}: expected {check['expected']}, got {check['actual']}"
-            )
+            told = f"{check['name']}: expected {check['expected']}, got {check['actual']}"
+            console.print(f"  no champion by {visible(told)}", markup=False)  # may name a slice of documents
 
 
 def print_places(places: Mapping[str, str], console: Console) -> None:

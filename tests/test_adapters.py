@@ -18,6 +18,7 @@ from jora_tasks.errors import InputError
 from jora_tasks.models import model_source
 from jora_tasks.progress import Event, Progress
 from jora_tasks.registry import CANDIDATE, DIGEST, KEY, Registry
+from tests.commands import Commands
 from tests.tiny import write_base
 
 TOKENS = np.array([[5, 9, 3, 40, 7, 7, 11, 2]])
@@ -150,6 +151,24 @@ def test_the_candidate_comes_from_the_registry(
     assert not (tmp_path / "other").exists()
 
 
+def test_the_lineage_of_the_candidate_is_that_of_its_adapter(
+    commands: Commands, registry_store: ArtifactStore, adapter: Artifact
+) -> None:
+    registry = Registry(registry_store.home)
+    tags = {DIGEST: adapter.digest, KEY: adapter.key}
+    version = registry.register(adapter.path, "documents", metrics={}, tags=tags, params={})
+    registry.set_alias("documents", CANDIDATE, version)
+    for options in ((), ("--verify",)):
+        by_alias, by_key = (
+            commands.run("lineage", given, *options, JORA_HOME=registry_store.home)
+            for given in ("candidate", adapter.key)
+        )
+        assert by_alias.code == 0 and by_alias.stdout == by_key.stdout and adapter.key in by_alias.stdout
+    for given, line in (("champion", "documents"), ("candidate", "other")):
+        ended = commands.run("lineage", given, "--set", f"name={line}", JORA_HOME=registry_store.home)
+        assert ended.code == 2 and f"{line!r} has no {given} in the registry" in ended.last_line
+
+
 def test_what_cannot_be_merged_is_refused_before_anything_is_written(
     registry_store: ArtifactStore, adapter: Artifact, base: Path, tmp_path: Path
 ) -> None:
@@ -213,7 +232,7 @@ def test_one_altered_byte_of_a_registered_adapter_is_found_wherever_it_is_loaded
 ) -> None:
     from jora_tasks.asking import _served
     from jora_tasks.spec import RunSpec
-    from jora_tasks.stages.evaluate import _fetch_adapter
+    from jora_tasks.stages.arms import _fetch_adapter
 
     store, registry = registry_store, Registry(registry_store.home)
     tags = {DIGEST: adapter.digest, KEY: adapter.key}

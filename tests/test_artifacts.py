@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from jora_tasks.artifacts import STAGE_OF, Artifact, ArtifactStore, Source, write_text
+from jora_tasks.artifacts import STAGE_OF, Artifact, ArtifactStore, Source
 from jora_tasks.errors import InputError
 from jora_tasks.stages.pipeline import STAGES
+from jora_tasks.writing import write_text
 
 
 def build(store: ArtifactStore, text: str, setting: int = 1, made_from: str = "sha256:0") -> Artifact:

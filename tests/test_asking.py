@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.asking import ask
 from jora_tasks.cli import app
+from jora_tasks.commands.ask import show_answer
+from jora_tasks.commands.explain import show_explanation
 from jora_tasks.commands.options import spec_or_demo
 from jora_tasks.errors import InputError
 from jora_tasks.progress import Progress
@@ -124,15 +127,41 @@ def test_ask_and_explain_as_commands(
     for source in told["sources"]:
         assert f"[{source['number']}] {source['heading']} ({source['document_id']}" in shown
     assert ("cut here" in shown) == told["cut"]
-    with pytest.raises(InputError, match="'tiny' has no champion in the registry"):
+    with pytest.raises(
+        InputError,
+        match=r"'tiny' has no champion in the registry; `jora promote 1` makes one, or .* --base",
+    ):
         printed("ask", question)
     explained = json.loads(printed("index", "--explain", question, "--json"))
     first = explained["chunks"][: len(told["sources"])]
     assert [chunk["text"] for chunk in first] == [source["text"] for source in told["sources"]]
     assert [chunk["fused"]["rank"] for chunk in first] == [1, 2]
     table = printed("index", "--explain", question)
-    assert "lexical" in table
+    assert "lexical" in table and first[0]["document_id"] in table
     assert "mode hybrid (set by retrieval.mode)" in table
+
+
+# what sets a terminal's title and colour, or turns the rest of a line around, and what rich reads as markup
+HOSTILE = "what [/foo] [bold]x[/bold] \x1b]0;t\x07\x1b[31m\x9b1m \u202e"
+OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]")
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    source = {"number": 1, "document_id": f"{HOSTILE}\nfake", "start": 0, "end": 9, "heading": HOSTILE}
+    show_answer({"answer": f"One\nTwo {HOSTILE}", "cut": False, "sources": [source]}, as_json=False)
+    shown = capsys.readouterr().out
+    assert not OBEYED.search(shown)
+    answer, rest, listed = shown.splitlines()
+    assert answer == "One" and rest.startswith("Two what [/foo] [bold]x[/bold] \\x1b]0;t\\x07")
+    assert r"\u202e\nfake, characters 0 to 9)" in listed
+    place = {"rank": 1, "score": 0.5}
+    chunk = {"rank": 1, "document_id": f"d{HOSTILE}", "heading": HOSTILE, "text": HOSTILE, "dense": place}
+    retriever = {"mode": "dense", "reason": "set"}
+    explained = {"question": HOSTILE, "index": "k", "retriever": retriever, "chunks": [chunk]}
+    show_explanation(explained, as_json=False)
+    shown = capsys.readouterr().out
+    assert not OBEYED.search(shown)
+    assert shown.startswith("what [/foo] [bold]x[/bold] \\x1b]0;t\\x07") and "dwhat" in shown
 
 
 def test_the_demo_s_spec_serves_where_none_is_given(home: Path, tmp_path: Path) -> None:
@@ -151,6 +180,10 @@ def test_nothing_to_ask_yet(home: Path) -> None:
         (("index", "--explain", "what?"), "No index yet for 'documents'"),
         (("ask", " "), "The question is empty"),
         (("index", "--explain", ""), "The question is empty"),
+        (("index", "--explain", "what?", "--plan", "9"), "--explain and --plan exclude each other"),
+        (("index", "--plan", "9", "--corpus", "x"), "--plan and --corpus exclude each other"),
+        (("index", "--price-per-hour", "3"), "--price-per-hour goes with --plan"),
+        (("index", "--corpus", ""), "--corpus is empty; give a key, or leave it out"),
         (("ask", "what?", "--base", "--adapter", "x"), "give one of them"),
     ):
         result = jora(*arguments)

@@ -118,8 +118,13 @@ def test_hostile_documents_are_counted_with_reasons_or_refused(
         "corrupt.pdf",
         "cut.docx",
     ]
-    put(folder, "again.jsonl", '{"text": "x", "id": "one.md"}')
-    assert "document id 'one.md' is that of" in refused("corpus", "--spec", tiny_project, "--set", setting)
+    for name in ("corrupt.pdf", "cut.docx", "bomb.zip", "escape.zip", "rows.jsonl"):
+        (folder / name).unlink()
+    put(folder, "rows-again.jsonl", '{"text": "x", "id": "one.md"}')
+    result = jora("corpus", "--spec", tiny_project, "--set", setting, "--json")
+    assert "rows-again.jsonl:1: document id 'one.md' is that of one.md" in " ".join(
+        json.loads(result.stdout)["counts"]["first_unreadable"]
+    )
 
 
 def test_a_malformed_line_of_questions(

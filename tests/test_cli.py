@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from jora_tasks.cli import _show
+from jora_tasks.stages.contexts import MISSING
+from jora_tasks.stages.corpus import UNREADABLE
 from jora_tasks.stages.pipeline import STAGES
 
 
@@ -25,6 +28,8 @@ def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["corpus", "--set", "lora.r=0"], "lora.r (got 0)"),
         (["index"], "run `jora corpus` first"),
         (["embed", "--shard", "1"], "run `jora corpus` first"),
+        (["retrieve", "--shard", "1"], "run `jora index` first"),
+        (["answer", "--shard", "1"], "run `jora train` first"),
         (["train", "--prompts", "feed"], "prompts 'feed' does not exist"),
     ],
 )
@@ -47,6 +52,17 @@ def test_a_stage_prints_one_json_object_and_then_is_up_to_date(home: Path, tmp_p
     assert first["key"] == second["key"]
     assert Path(first["path"]).is_dir()
     assert "up to date" in jora(*arguments[:1], *arguments[2:]).stdout
+
+
+def test_what_is_counted_and_listed_is_told_with_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = {"kind": "contexts", "key": "k", "state": "built", "seconds": 1.0, "path": "p"}
+    counts = {"evidence_missing": 3, "unreadable": 2, "questions": 9}
+    _show(shared | {"counts": counts}, as_json=False)
+    shown = capsys.readouterr().out
+    assert f"evidence missing: 3, listed in {MISSING}\n" in shown
+    assert f"unreadable: 2, listed in {UNREADABLE}\n" in shown and "questions: 9\n" in shown
+    _show(shared | {"counts": dict.fromkeys(counts, 0)}, as_json=False)
+    assert "listed" not in capsys.readouterr().out
 
 
 def test_a_path_with_brackets_is_printed_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Source
+from jora_tasks.artifacts import Artifact, ArtifactStore, Source, artifacts_place
 from jora_tasks.datasets import datasets, move_datasets, registration_datasets
 from jora_tasks.evaluation.gate import check
 from jora_tasks.lineage import trace
@@ -206,3 +206,14 @@ def test_import_is_light() -> None:
     heavy = ("openlineage", "pyarrow")
     code = f"import sys, jora_tasks.datasets; sys.exit(any(m in sys.modules for m in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_artifacts_that_machines_share_are_named_by_where_they_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JORA_ARTIFACTS", "s3://bucket/jora/")
+    assert artifacts_place(tmp_path, "corpus") == "s3://bucket/jora/artifacts/corpus"
+    monkeypatch.setenv("JORA_ARTIFACTS", (tmp_path / "share with space").as_uri())
+    store = ArtifactStore(tmp_path / "home")
+    _, (output,) = datasets(store, make_adapter(store))
+    assert (output.namespace, output.name) == ("file", str(tmp_path / "share with space/artifacts/adapter"))

@@ -14,8 +14,9 @@ import pytest
 from rich.console import Console
 
 from jora_tasks import __version__
-from jora_tasks.artifacts import Artifact, ArtifactStore, digest_file, digest_json
-from jora_tasks.lineage import render, trace
+from jora_tasks.artifacts import Artifact, ArtifactStore
+from jora_tasks.digests import digest_file, digest_json
+from jora_tasks.lineage import render, snapshot_of, trace
 from tests.chain import DOCUMENTS, build, make_adapter
 
 
@@ -55,7 +56,24 @@ def test_trace_reaches_every_document(store: ArtifactStore, adapter: Artifact) -
     assert contexts["inputs"]["questions"]["name"] == "q.jsonl"
     corpus = contexts["inputs"]["index"]["inputs"]["corpus"]
     assert corpus["documents"] == DOCUMENTS
-    assert corpus["inputs"]["documents"]["digest"] == "sha256:d"
+    assert corpus["inputs"]["documents"]["digest"] == digest_json(DOCUMENTS)
+
+
+def test_the_snapshot_is_the_digest_of_the_corpus(store: ArtifactStore, adapter: Artifact) -> None:
+    (corpus,) = (store.get("corpus", each.name) for each in (store.home / "artifacts" / "corpus").iterdir())
+    assert snapshot_of(store, adapter) == snapshot_of(store, corpus) == corpus.digest
+
+    documents = [{"document_id": "new.md", "digest": "sha256:new"}]
+    later = make_adapter(store, documents, begun_from=adapter)
+    assert snapshot_of(store, later) not in (None, corpus.digest)  # its own, not that of where it began
+
+
+def test_the_snapshot_is_not_known_where_what_led_to_it_is_gone(
+    store: ArtifactStore, adapter: Artifact
+) -> None:
+    prompts = adapter.manifest["inputs"]["prompts"]["key"]
+    shutil.rmtree(store.home / "artifacts" / "prompts" / prompts)
+    assert snapshot_of(store, adapter) is None
 
 
 def test_what_was_used_twice_is_told_once(store: ArtifactStore, adapter: Artifact) -> None:
@@ -98,10 +116,10 @@ def test_render_counts_the_documents_it_leaves_out(store: ArtifactStore, adapter
     assert "guide/11.md" in text_of(trace(store, adapter), documents=99)
 
 
-def test_names_are_not_read_as_markup(store: ArtifactStore) -> None:
-    documents = [{"document_id": "[bold]notes[/bold].md", "digest": "sha256:1"}]
+def test_names_are_not_read_as_markup_nor_obeyed(store: ArtifactStore) -> None:
+    documents = [{"document_id": "[bold]notes[/bold]\x1b[31m.md", "digest": "sha256:1"}]
     corpus = build(store, "corpus", {}, "documents.parquet", documents)
-    assert "[bold]notes[/bold].md" in text_of(trace(store, corpus))
+    assert r"[bold]notes[/bold]\x1b[31m.md" in text_of(trace(store, corpus))
 
 
 def test_import_is_light() -> None:

@@ -53,6 +53,18 @@ def test_what_could_not_be_sent_is_sent_once_when_the_server_is_back(outbox: Pat
     assert len(outbox.read_text().splitlines()) == 4
 
 
+@pytest.mark.parametrize("years", [-1, 1])
+def test_a_clock_that_jumped_since_the_failure_holds_nothing_back(outbox: Path, years: int) -> None:
+    with lineage_server([503]) as (url, taken):
+        fill(outbox, 1)
+        assert send(outbox, url) == send(outbox, url) == 0
+        (failed,) = outbox.parent.glob("*.failed")
+        moment = time.time() + years * 365 * 86400
+        os.utime(failed, (moment, moment))
+        assert send(outbox, url) == 1
+        assert numbers(taken) == [1]
+
+
 def test_a_server_that_is_not_there_costs_one_quick_try(
     outbox: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,11 @@ def test_events_are_told_in_words() -> None:
     assert describe(Event("index", REUSED)) == "index: up to date"
 
 
+def test_a_minute_never_has_sixty_seconds() -> None:
+    event = Event("train", done=1, total=2, unit="steps", fields={"eta_seconds": 119.7})
+    assert describe(event) == "train 1/2 steps, 2:00 left"
+
+
 def test_lines_are_few_but_the_last_is_never_lost() -> None:
     stream = io.StringIO()
     progress = Progress(LineSink(stream, interval=60))
@@ -25,6 +30,14 @@ def test_lines_are_few_but_the_last_is_never_lost() -> None:
         progress("train", done=step, total=100)
     progress("train", state=BUILT, seconds=1.5)
     assert stream.getvalue().splitlines() == ["train 1/100", "train 100/100", "train: built, 1.5 s"]
+
+
+def test_a_clock_that_is_set_back_silences_nothing() -> None:
+    stream = io.StringIO()
+    lines = LineSink(stream, interval=2)
+    for moment in (1e9, 1e9 + 1, 1e9 - 3e7, 1e9 - 3e7 + 1):
+        lines(Event("train", time=moment, done=int(moment), unit="steps"))
+    assert len(stream.getvalue().splitlines()) == 2
 
 
 def test_the_file_has_a_json_line_for_each_event(tmp_path: Path) -> None:

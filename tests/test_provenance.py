@@ -16,7 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source, digest_file, digest_json
+from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError
 from jora_tasks.provenance import FAILED, SIGNING_KEY, sign_adapter, statement, statement_file, verify
 from retrieval.documents import Document, document_digest

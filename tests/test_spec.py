@@ -83,6 +83,7 @@ def test_overrides_are_yaml_values() -> None:
         ("name=2020-13-45", "is not valid YAML"),
         ("name=!!bool maybe", "is not valid YAML"),
         ("name=" + "[" * 3000, "too deeply"),
+        ("gate.rise_against=[]", "gate.rise_against (got []) must not be empty; name at least 1"),
         ("training.epochs=true", "training.epochs (got True)"),
         ("training.epochs='2'", "training.epochs (got '2')"),
         ("training.max_grad_norm=.inf", "training.max_grad_norm"),
@@ -102,6 +103,13 @@ def test_overrides_are_yaml_values() -> None:
 def test_a_bad_setting_is_named(override: str, named: str) -> None:
     with pytest.raises(InputError, match=re.escape(named)):
         load_spec(None, (override,))
+
+
+def test_filters_take_numbers_and_booleans_as_the_text_that_metadata_has() -> None:
+    spec = load_spec(None, ("retrieval.filters={year: 2024, share: [1.5, x], open: true}",))
+    assert spec.retrieval.filters == {"year": "2024", "share": ("1.5", "x"), "open": "true"}
+    with pytest.raises(InputError, match=r"retrieval\.filters\.year"):
+        load_spec(None, ("retrieval.filters={year: {a: 1}}",))
 
 
 def test_an_override_is_blamed_for_itself_alone(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.characters import visible_lines
 from jora_tasks.commands.options import JsonOption, SpecOption, console, plain, spec_or_demo
 from jora_tasks.registry import CHAMPION
 from jora_tasks.spec import load_spec
@@ -33,11 +34,16 @@ def ask(
         raise typer.BadParameter("is given as well as --base; give one of them.", param_hint="--adapter")
     who = None if base else adapter or CHAMPION
     store = ArtifactStore()
-    result = answer(question, load_spec(spec_or_demo(spec, store.home)), store, who)
+    show_answer(answer(question, load_spec(spec_or_demo(spec, store.home)), store, who), as_json)
+
+
+def show_answer(result: dict[str, Any], as_json: bool) -> None:
+    """Print what `jora_tasks.asking.ask` returns."""
     if as_json:
         print(json.dumps(result), flush=True)
         return
-    console.print(result["answer"] or "(no answer)", style="bold", markup=False, highlight=False)
+    text = visible_lines(result["answer"]) or "(no answer)"
+    console.print(text, style="bold", markup=False, highlight=False)
     if result["cut"]:
         plain("  (cut here: evaluation.max_new_tokens of the spec allows no more)")
     for source in result["sources"]:

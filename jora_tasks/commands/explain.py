@@ -6,8 +6,10 @@ import json
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.characters import visible
 from jora_tasks.commands.options import console, plain
 from jora_tasks.spec import RunSpec
 
@@ -57,11 +59,16 @@ def show_explanation(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(result), flush=True)
         return
     steps = [step for step in _STEPS if any(step in each for each in result["chunks"])]
-    table = Table("rank", *steps, "chunk", title=result["question"], title_justify="left")
+    table = Table("rank", *steps, title=Text(visible(result["question"])), title_justify="left")
+    table.add_column("document", overflow="fold")  # whole, so that it can be looked for
+    table.add_column("chunk")
     for each in result["chunks"]:
         shown = " ".join(f"{each['heading']}: {each['text']}".split())
         table.add_row(
-            str(each["rank"] or "–"), *(_place(each.get(step)) for step in steps), _shortened(shown)
+            str(each["rank"] or "–"),
+            *(_place(each.get(step)) for step in steps),
+            Text(visible(each["document_id"])),
+            Text(_shortened(visible(shown))),
         )
     console.print(table)
     retriever = result["retriever"]
@@ -73,6 +80,4 @@ def _place(place: dict[str, Any] | None) -> str:
 
 
 def _shortened(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…")
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"

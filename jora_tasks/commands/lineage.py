@@ -10,12 +10,15 @@ from typing import Annotated
 import typer
 
 from jora_tasks.artifacts import ArtifactStore
-from jora_tasks.commands.options import JsonOption, console, plain
+from jora_tasks.commands.options import JsonOption, SetOption, SpecOption, console, plain
 from jora_tasks.errors import InputError
+from jora_tasks.spec import load_spec
 
 
 def lineage(
-    adapter: Annotated[str, typer.Argument(help="Key of the adapter, or the start of it.")],
+    adapter: Annotated[
+        str, typer.Argument(help="Key of the adapter, or the start of it; champion or candidate.")
+    ],
     verify: Annotated[
         bool, typer.Option("--verify", help="Recompute every digest, and check the signed statement.")
     ] = False,
@@ -23,10 +26,16 @@ def lineage(
         Path | None,
         typer.Option("--key", help="PEM file of the public key that signed, with --verify.", metavar="FILE"),
     ] = None,
+    spec: SpecOption = None,
+    set_: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show everything that made an adapter, down to the documents; exit 1 if --verify finds it changed."""
+    from jora_tasks.adapters import aliased
+
     store = ArtifactStore()
+    if registered := aliased(adapter, store, load_spec(spec, tuple(set_ or ())).name):
+        adapter = registered.key
     if verify:
         _verify(store, adapter, key, as_json)
         return

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from jora_tasks.characters import visible
+
 console = Console()
 
 SpecOption = Annotated[
@@ -29,5 +31,8 @@ def spec_or_demo(spec: Path | None, home: Path) -> Path | None:
 
 
 def plain(text: str) -> None:
-    """A line that is never wrapped, coloured or read as markup, so that a path can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line that is never wrapped, coloured or read as markup, so that a path can be copied.
+
+    What a terminal would obey is shown: names may be a document's.
+    """
+    console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
