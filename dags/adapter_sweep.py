@@ -2,16 +2,14 @@
 
 from typing import Any
 
-from airflow.sdk import chain, dag, get_current_context, task, task_group
+from airflow.sdk import dag, get_current_context, task, task_group
 
 from jora_tasks.airflow import notices
-from jora_tasks.airflow.approval import PromoteOperator, PromotionApproval
-from jora_tasks.airflow.assets import ADAPTER, CONTEXTS, EVALUATION, INDEX, PROMPTS, VERDICT
-from jora_tasks.airflow.detached import DetachedStageOperator
-from jora_tasks.airflow.environment import GPU_POOL, GPU_QUEUE
-from jora_tasks.airflow.operators import TASK_DEFAULTS, StageOperator, run_spec, run_variants
+from jora_tasks.airflow.connections import use_connections
+from jora_tasks.airflow.operators import TASK_DEFAULTS, run_spec, run_variants
 from jora_tasks.airflow.params import ADAPTER_TRAINING_SECTIONS, base_spec, spec_params
 from jora_tasks.airflow.sweep import SWEEP, best_of, sweep_param
+from jora_tasks.airflow.tasks import Judged, register_and_promote, retrieve_contexts, train_and_judge
 from jora_tasks.artifacts import ArtifactStore
 
 
@@ -33,70 +31,27 @@ def adapter_sweep():
 
     @task_group
     def variant(overrides):
-        prompts = StageOperator(
-            task_id="prompts",
-            stage="prompts",
-            overrides=overrides,
-            inputs=[contexts.output],
-            inlets=[CONTEXTS],
-            outlets=[PROMPTS],
-        )
-        train = DetachedStageOperator(
-            task_id="train",
-            stage="train",
-            overrides=overrides,
-            inputs=[prompts.output],
-            inlets=[PROMPTS],
-            outlets=[ADAPTER],
-            pool=GPU_POOL,
-            queue=GPU_QUEUE,
-            retries=5,  # a preempted or killed trainer goes on from its saved state
-        )
-        evaluate = StageOperator(
-            task_id="evaluate",
-            stage="evaluate",
-            overrides=overrides,
-            inputs=[train.output, prompts.output],
-            inlets=[ADAPTER, PROMPTS],
-            outlets=[EVALUATION],
-        )
-        gate = StageOperator(
-            task_id="gate",
-            stage="gate",
-            overrides=overrides,
-            inputs=[evaluate.output],
-            inlets=[EVALUATION],
-            outlets=[VERDICT],
-        )
+        judged = train_and_judge(contexts, overrides)
 
         @task
         def tried(overrides, adapter, evaluation, verdict) -> dict[str, Any]:
             """What one variant came to."""
             return {"overrides": overrides, "adapter": adapter, "evaluation": evaluation, "verdict": verdict}
 
-        return tried(overrides, train.output, evaluate.output, gate.output)
+        return tried(overrides, judged.adapter, judged.evaluation, judged.verdict)
 
     @task(trigger_rule="all_done", multiple_outputs=True)
     def best(tried) -> dict[str, Any]:
         """The variant to register: one that failed does not keep the others from it."""
+        use_connections()
         each = [tried] if isinstance(tried, dict) else list(tried or ())  # a single one comes as itself
         return dict(best_of(each, ArtifactStore(), run_spec(get_current_context())))
 
     given = variants()
-    contexts = StageOperator(task_id="contexts", stage="contexts", inlets=[INDEX], outlets=[CONTEXTS])
-    chain(given, contexts)
+    contexts = retrieve_contexts(after=given)
     chosen: Any = best(variant.expand(overrides=given))
-    register = StageOperator(
-        task_id="register",
-        stage="register",
-        overrides=chosen["overrides"],
-        inputs=[chosen["adapter"], chosen["evaluation"], chosen["verdict"]],
-        inlets=[ADAPTER, EVALUATION, VERDICT],
-    )
-    approval = PromotionApproval(task_id="approval", registration=register.output, inlets=[VERDICT])
-    PromoteOperator(
-        task_id="promote", registration=register.output, approval=approval.output, inlets=[ADAPTER, VERDICT]
-    )
+    judged = Judged(chosen["adapter"], chosen["evaluation"], chosen["verdict"])
+    register_and_promote(judged, chosen["overrides"])
 
 
 adapter_sweep()

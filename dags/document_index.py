@@ -2,12 +2,13 @@
 
 from datetime import timedelta
 
-from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, chain, dag, get_current_context, task
+from airflow.sdk import AssetOrTimeSchedule, CronTriggerTimetable, chain, dag
 
 from jora_tasks.airflow import notices
 from jora_tasks.airflow.assets import CORPUS, INDEX
-from jora_tasks.airflow.operators import TASK_DEFAULTS, StageOperator, run_spec
+from jora_tasks.airflow.operators import TASK_DEFAULTS, StageOperator
 from jora_tasks.airflow.params import DOCUMENT_INDEX_SECTIONS, form_spec, spec_params
+from jora_tasks.airflow.tasks import shards
 from jora_tasks.airflow.watching import watched_documents
 
 # No run merely because Airflow was started: without a start date the first is at the next 3:00.
@@ -30,13 +31,7 @@ def document_index():
     inlets = [DOCUMENTS] if DOCUMENTS else []
     corpus = StageOperator(task_id="corpus", stage="corpus", inlets=inlets, outlets=[CORPUS])
 
-    @task
-    def shards() -> list[list[str]]:
-        """Options of each part that is embedded ahead of the index; none where the index embeds alone."""
-        count = run_spec(get_current_context()).index.shards
-        return [["--shard", str(shard)] for shard in range(count)] if count > 1 else []
-
-    parts = shards()
+    parts = shards("index")
     embed = StageOperator.partial(
         task_id="embed", stage="embed", inputs=[corpus.output], inlets=[CORPUS]
     ).expand(arguments=parts)

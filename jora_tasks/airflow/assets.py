@@ -1,7 +1,8 @@
 """What the DAGs make, as Airflow assets; OpenLineage has the same names for them.
 
 An asset is a kind of artifact in this home. Which artifact it is at the moment, its key and digest,
-travels in the extra of the asset event.
+travels in the extra of the asset event. The event's partition key is the digest of the corpus that it was
+made for: what is scheduled on the asset, by `PartitionedAssetTimetable`, runs once for each of them.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from typing import Any
 
 from airflow.sdk import Asset
 
-from jora_tasks.artifacts import jora_home
+from jora_tasks.artifacts import artifacts_place, jora_home
 
 
 def artifact_asset(kind: str) -> Asset:
-    """The asset of all artifacts of a kind: ``file:///…/artifacts/<kind>``."""
-    return Asset(name=kind, uri=(jora_home() / "artifacts" / kind).as_uri(), group="artifacts")
+    """The asset of all artifacts of a kind: ``file:///…/artifacts/<kind>``, or where machines share them."""
+    return Asset(name=kind, uri=artifacts_place(jora_home(), kind), group="artifacts")
 
 
 CORPUS = artifact_asset("corpus")
@@ -35,5 +36,5 @@ def event_extra(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
       name: `RunSpec.name` of the run.
       result: JSON object that a stage's command printed.
     """
-    told = {key: result[key] for key in ("key", "digest", "state", "counts") if key in result}
+    told = {key: result[key] for key in ("key", "digest", "state", "counts", "snapshot") if key in result}
     return {"name": name, **told}

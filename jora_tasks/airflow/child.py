@@ -35,7 +35,7 @@ class Child:
     """One command in a process group of its own, that ends when this process does."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
-        leash = [sys.executable, "-m", "jora_tasks.airflow.leash", str(os.getpid())]
+        leash = [sys.executable, "-m", "jora_tasks.leash", str(os.getpid())]
         self._process = subprocess.Popen(
             [*leash, *command],
             stdin=subprocess.DEVNULL,

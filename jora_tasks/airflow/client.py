@@ -1,13 +1,16 @@
-"""Talks to a local Airflow through its public API."""
+"""Talks to an Airflow through its public API."""
 
 from __future__ import annotations
 
+import ssl
+import time
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
 UNFINISHED = ("queued", "running")
+_SENT_AT_MOST = 10  # times, while the answer is that nothing was done of it
 
 
 class AirflowApiError(RuntimeError):
@@ -28,12 +31,25 @@ class AirflowClient:
     Records are the API's own JSON objects: https://airflow.apache.org/docs/apache-airflow/stable/stable-rest-api-ref.html
     """
 
-    def __init__(self, url: str, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 90.0,
+        login: tuple[str, str] | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        """Talk to the Airflow at this address.
+
+        Args:
+          timeout: seconds that an answer may take.
+          login: name and password; a local Airflow asks for none.
+          trust: whose certificate its server may have, by default those that are known publicly.
+        """
         # Loopback: never by a proxy. Retries cover a connection dropped while every core is busy.
-        self._http = httpx.Client(
-            base_url=url, timeout=timeout, trust_env=False, transport=httpx.HTTPTransport(retries=3)
-        )
+        transport = httpx.HTTPTransport(retries=3, verify=trust or True)
+        self._http = httpx.Client(base_url=url, timeout=timeout, trust_env=False, transport=transport)
         self._token = ""
+        self._login = login
 
     def __enter__(self) -> Self:
         return self
@@ -155,21 +171,42 @@ class AirflowClient:
 
     def cancel_unfinished(self, dag_id: str) -> list[str]:
         """Fail every queued or running run of the DAG, which ends its tasks; their run ids."""
-        run_ids = [
+        cancelled: list[str] = []
+        # Those that wait come first, or the next would start; the API tells of a hundred at a time.
+        while run_ids := [each for each in self._unfinished(dag_id) if each not in cancelled]:
+            for run_id in run_ids:
+                self._cancel(dag_id, run_id)
+            cancelled += run_ids
+        return cancelled
+
+    def _cancel(self, dag_id: str, run_id: str) -> None:
+        """Fail a run, again where the scheduler wrote to it at that moment and the database took its side."""
+        for further in reversed(range(_SENT_AT_MOST)):
+            try:
+                self._call("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
+                return
+            except AirflowApiError as error:
+                if error.status != 500 or not further:
+                    raise
+                time.sleep(0.5)
+
+    def _unfinished(self, dag_id: str) -> list[str]:
+        return [
             run["dag_run_id"]
             for state in UNFINISHED
             for run in self._call("GET", f"dags/{dag_id}/dagRuns", params={"state": state, "limit": "100"})[
                 "dag_runs"
             ]
         ]
-        for run_id in run_ids:
-            self._call("PATCH", f"dags/{dag_id}/dagRuns/{run_id}", json={"state": "failed"})
-        return run_ids
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
         if not self._token:
             self._token = self._new_token()
-        response = self._send(method, path, arguments)
+        for _ in range(_SENT_AT_MOST):
+            response = self._send(method, path, arguments)
+            if response.status_code != 503 or "retry-after" not in response.headers:
+                break
+            time.sleep(float(response.headers["retry-after"]))  # see `sqlite.WritersInTurn`
         if response.status_code == 401:  # the token has a day; a run followed for longer needs another
             self._token = self._new_token()
             response = self._send(method, path, arguments)
@@ -185,10 +222,14 @@ class AirflowClient:
         return self._http.request(method, f"/api/v2/{path}", headers=headers, **arguments)
 
     def _new_token(self) -> str:
-        response = self._http.get("/auth/token")
+        if self._login is None:
+            response = self._http.get("/auth/token")
+        else:
+            name, password = self._login
+            response = self._http.post("/auth/token", json={"username": name, "password": password})
         if response.is_error:
             raise AirflowApiError(
-                f"GET /auth/token: Airflow answers {response.status_code}, {_detail(response)}",
+                f"/auth/token: Airflow answers {response.status_code}, {_detail(response)}",
                 response.status_code,
             )
         return response.json()["access_token"]

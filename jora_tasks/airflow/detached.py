@@ -18,6 +18,7 @@ from jora_tasks.airflow.job import Job, JobBusy, TakenOver
 from jora_tasks.airflow.keeper import unwatched_seconds
 from jora_tasks.airflow.operators import Call, StageOperator
 from jora_tasks.airflow.runs import job_folder
+from jora_tasks.launching.launcher import LOGS
 
 if TYPE_CHECKING:
     from pydantic import JsonValue
@@ -65,7 +66,8 @@ class DetachedStageOperator(ResumableJobMixin, StageOperator):
         call = self._call
         unwatched_seconds()  # refused here, where it is told; the keeper has only its log
         try:
-            self._job.start(call.command, call.environment, call.folder, self._watcher)
+            environment = {**call.environment, LOGS: str(self._job.folder)}
+            self._job.start(call.command, environment, call.folder, self._watcher)
         except JobBusy:  # of a try that was killed before it could say that it started it
             self.log.info("The job of an earlier try is running; this one follows it.")
         return str(self._job.folder)

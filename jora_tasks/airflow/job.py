@@ -31,7 +31,7 @@ from typing import Any
 from jora_tasks.airflow.child import Outcome
 from jora_tasks.airflow.environment import OWNER
 from jora_tasks.airflow.processes import end, marked
-from jora_tasks.artifacts import write_text
+from jora_tasks.writing import write_text
 
 MARK = "JORA_JOB"
 """Environment variable of a job's processes: its folder."""

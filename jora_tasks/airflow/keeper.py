@@ -16,8 +16,8 @@ from pathlib import Path
 
 from jora_tasks.airflow.job import STOP_GRACE_SECONDS, Job
 from jora_tasks.airflow.processes import signal_group
-from jora_tasks.artifacts import write_text
 from jora_tasks.variables import number_of
+from jora_tasks.writing import write_text
 
 UNWATCHED = "JORA_UNWATCHED_SECONDS"
 """How long a job goes on without a task that follows it, by default 15 minutes."""
@@ -58,7 +58,7 @@ def main() -> None:
     with (job.folder / "result").open("wb") as result:
         # The leash: a keeper killed by SIGKILL cannot stop the command any more.
         child = subprocess.Popen(
-            [sys.executable, "-m", "jora_tasks.airflow.leash", str(os.getpid()), *command],
+            [sys.executable, "-m", "jora_tasks.leash", str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=result,
             process_group=0,

@@ -11,6 +11,7 @@ from airflow.providers.openlineage.extractors import OperatorLineage
 from airflow.providers.openlineage.plugins import macros
 
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.datasets import cost_facets
 from jora_tasks.events import result_datasets, tell_moves
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def stage_lineage(
             tell_moves(store, result["name"], emit, {run: _parent(task_instance)})
         except Exception as error:  # the registry's trouble: the next telling makes up for it
             _log.warning("The champion's moves could not be told: %s", type(error).__name__)
-    return OperatorLineage(inputs=inputs, outputs=outputs)
+    return OperatorLineage(inputs=inputs, outputs=outputs, run_facets=cost_facets(result))
 
 
 def _parent(task_instance: Any) -> Any:

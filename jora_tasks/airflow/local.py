@@ -36,10 +36,10 @@ from jora_tasks.airflow.environment import (
     events_file,
 )
 from jora_tasks.airflow.job import jobs
-from jora_tasks.airflow.processes import end, is_same, members, signal_group
-from jora_tasks.artifacts import write_text
+from jora_tasks.airflow.processes import birth, end, is_same, members, signal_group
 from jora_tasks.errors import InputError
 from jora_tasks.spec import load_spec
+from jora_tasks.writing import write_text
 
 DAG_IDS = ("document_index", "adapter_training")
 DEFAULT_PORT = 8080
@@ -61,7 +61,8 @@ class LocalAirflow:
     Attributes:
       home: JORA_HOME.
       pid: leader of its session.
-      started: when the leader started, in seconds since 1970; a guard against reused ids.
+      born: the leader's birth, a guard against reused ids.
+      started: when, in seconds since 1970.
       port: of pages and API, on loopback.
       url: where the pages are.
       version: of Airflow.
@@ -71,6 +72,7 @@ class LocalAirflow:
 
     home: str
     pid: int
+    born: str
     started: float
     port: int
     url: str
@@ -94,7 +96,7 @@ def log_file(home: Path) -> Path:
 def running(home: str | Path) -> LocalAirflow | None:
     """The Airflow that runs for this home, or None."""
     local = _last(Path(home).resolve())
-    return local if local and is_same(local.pid, local.started) else None
+    return local if local and is_same(local.pid, local.born) else None
 
 
 def start(
@@ -205,7 +207,8 @@ def _launch(home: Path, spec: Path | None, folder: Path, port: int, report: Repo
     local = LocalAirflow(
         home=str(home),
         pid=process.pid,
-        started=psutil.Process(process.pid).create_time(),
+        born=birth(process.pid),
+        started=time.time(),
         port=port,
         url=f"http://{LOOPBACK}:{port}",
         version=airflow,
@@ -228,7 +231,7 @@ def _wait_until_ready(local: LocalAirflow, report: Report, deadline: float) -> N
     pool = False
     with local.client() as client:
         while waiting_for:
-            if not is_same(local.pid, local.started):
+            if not is_same(local.pid, local.born):
                 raise AirflowStartError(f"Airflow ended while it was starting.\n{_log_tail(local)}")
             if time.monotonic() > deadline:
                 raise AirflowStartError(
@@ -243,7 +246,7 @@ def _wait_until_ready(local: LocalAirflow, report: Report, deadline: float) -> N
                         continue
                     ready("API server")
                 if not pool:
-                    client.ensure_pool(GPU_POOL, 1, "Training, one at a time")
+                    client.ensure_pool(GPU_POOL, 1, "Training and answering, one at a time")
                     pool = True
                 health = client.health()
                 if health["metadatabase"]["status"] == "healthy":
@@ -291,7 +294,7 @@ def _listens(local: LocalAirflow) -> bool:
 
 def _stop(local: LocalAirflow, grace: float = STOP_SECONDS) -> bool:
     found = bool(_members(local))
-    if is_same(local.pid, local.started):
+    if is_same(local.pid, local.born):
         signal_group(local.pid, signal.SIGTERM)
     else:
         grace = 0  # the leader is gone, so no one would end the rest in order
@@ -310,7 +313,7 @@ def _sweep(home: Path) -> None:
 
 
 def _members(local: LocalAirflow) -> list[psutil.Process]:
-    return members(local.pid, local.started, (OWNER, str(airflow_home(Path(local.home)))))
+    return members(local.pid, local.born, (OWNER, str(airflow_home(Path(local.home)))))
 
 
 def _last(home: Path) -> LocalAirflow | None:

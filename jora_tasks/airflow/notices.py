@@ -21,6 +21,7 @@ from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 from airflow.sdk.module_loading import import_string
 
+from jora_tasks.airflow.connections import webhook
 from jora_tasks.variables import number_of
 
 NOTIFY, DEADLINE_HOURS = "JORA_NOTIFY", "JORA_DEADLINE_HOURS"
@@ -28,6 +29,7 @@ NOTIFY, DEADLINE_HOURS = "JORA_NOTIFY", "JORA_DEADLINE_HOURS"
 _SECRET_NAME = re.compile(r"token|secret|passw|credential|_key$|fernet|conn_|^jora_notify$", re.IGNORECASE)
 _SHORTEST_SECRET = 6
 _TIMEOUT_SECONDS = 10.0
+_ENDED = ("success", "failed")
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +41,13 @@ def failed(context: Mapping[str, Any]) -> None:
 
 
 async def late(hours: float, context: Mapping[str, Any] | None = None) -> None:
-    """Callback of the deadline."""
+    """Callback of the deadline.
+
+    Airflow drops the deadline of a run that succeeded in time, but calls for one that failed before it too.
+    """
     run = dict((context or {}).get("dag_run") or {})
+    if run.get("state") in _ENDED:
+        return
     reason = f"The run is not done {hours:g} hours after it was queued."
     await asyncio.to_thread(send, "late", str(run.get("dag_id")), str(run.get("dag_run_id")), "", reason)
 
@@ -58,10 +65,7 @@ def deadline() -> DeadlineAlert | None:
 
 
 def send(event: str, dag_id: str, run_id: str, task_id: str, reason: str) -> None:
-    """Send a notice where ``$JORA_NOTIFY`` says."""
-    target = os.environ.get(NOTIFY, "")
-    if not target:
-        return
+    """Send a notice where ``$JORA_NOTIFY`` says, or the connection that stands for it."""
     base = os.environ.get("AIRFLOW__API__BASE_URL", "").rstrip("/")
     notice = {
         "event": event,
@@ -72,6 +76,9 @@ def send(event: str, dag_id: str, run_id: str, task_id: str, reason: str) -> Non
         "url": f"{base}/dags/{quote(dag_id)}/runs/{quote(run_id)}",
     }
     try:
+        target = os.environ.get(NOTIFY) or webhook()
+        if not target:
+            return
         if "://" in target:
             import httpx
 

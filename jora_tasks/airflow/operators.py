@@ -6,6 +6,7 @@ command that people type, ``jora <stage>``, and reads the one JSON object it pri
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,19 +15,31 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Asset, BaseOperator, Context
+from airflow.sdk import Asset, BaseOperator, Context, Variable
 
 from jora_tasks.airflow import notices
 from jora_tasks.airflow.assets import event_extra
 from jora_tasks.airflow.child import Child, Outcome
+from jora_tasks.airflow.connections import use_connections
 from jora_tasks.airflow.failures import RETRY_POLICY, BadInput, StageCancelled, failure, last_json
-from jora_tasks.airflow.params import base_spec, settings, spec_from_params
-from jora_tasks.airflow.runs import good_spec_file, progress_file, run_folder, spec_file
+from jora_tasks.airflow.params import base_mark, base_spec, settings, spec_from_params
+from jora_tasks.airflow.runs import (
+    begun_with_file,
+    good_spec_file,
+    good_spec_variable,
+    job_folder,
+    progress_file,
+    run_folder,
+    spec_file,
+)
+from jora_tasks.airflow.shared_runs import share_costs, share_events, told_live
 from jora_tasks.airflow.sweep import SWEEP, checked_variants
-from jora_tasks.artifacts import jora_home, write_text
+from jora_tasks.artifacts import jora_home
 from jora_tasks.errors import InputError
+from jora_tasks.shared_store import ARTIFACTS
 from jora_tasks.spec import RunSpec, dump_spec
 from jora_tasks.trainer.lease import WAIT
+from jora_tasks.writing import write_text
 
 # The pool makes runs of one Airflow take turns; of what else may hold a device, a task waits for the end.
 DEVICE_WAIT_SECONDS = 24 * 3600
@@ -70,8 +83,8 @@ class StageOperator(BaseOperator):
       overrides: settings by name that this task has instead of the run's, as a variant of a sweep does.
 
     Returns:
-      The command's JSON object: stage, state, kind, key, digest, path, counts, seconds; of a
-      registration, name, version, alias and verdict; of an embedded shard, its number and counts.
+      The command's JSON object: stage, state, kind, key, digest, path, counts, snapshot, seconds;
+      of a registration, name, version, alias and verdict; of an embedded shard, its number and counts.
 
     Raises:
       AirflowException: see `failures`.
@@ -105,20 +118,27 @@ class StageOperator(BaseOperator):
         self._finished: tuple[dict[str, Any], Mapping[str, str], str] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
+        use_connections()
         call = self._prepare(context)
         self.log.info("%s", " ".join(call.command))
-        outcome = self._run(call, context)
+        shared = os.environ.get(ARTIFACTS)
+        outcome = self._run_and_tell(shared, call, context) if shared else self._run(call, context)
         if self._cancelled:
             # Without this a task told to stop could end as a success.
             raise StageCancelled(f"Stage {self.stage} was stopped.")
         if error := failure(self.stage, outcome):
             raise error
         result = last_json(outcome.stdout, self.stage)
+        # As in `run_stage`, but from the run's first stage on: it is this corpus that the run is for.
+        result |= next(({"snapshot": each["snapshot"]} for each in self.inputs if each.get("snapshot")), {})
         if self.ends_well:
-            keep_form(call.spec, context["dag_run"])
+            keep_form(call, context["dag_run"])
         for asset in self.outlets:
             if isinstance(asset, Asset):
-                context["outlet_events"][asset].extra = event_extra(call.spec.name, result)
+                event = context["outlet_events"][asset]
+                event.extra = event_extra(call.spec.name, result)
+                if snapshot := result.get("snapshot"):
+                    event.add_partitions(snapshot)
         self._finished = result, call.keys, call.spec.documents.path
         return result
 
@@ -147,6 +167,8 @@ class StageOperator(BaseOperator):
         except InputError as error:
             raise BadInput(str(error)) from None
         folder.mkdir(parents=True, exist_ok=True)
+        if not begun_with_file(folder).exists():
+            write_text(begun_with_file(folder), base_mark())
         # Variants of one run side by side: a file each.
         variant = context["ti"].map_index if self.overrides is not None else None
         file = spec_file(folder, -1 if variant is None else variant)
@@ -156,6 +178,16 @@ class StageOperator(BaseOperator):
         return Call(
             (*command, *options, *self.arguments), stage_environment(home, folder, run), folder, spec, keys
         )
+
+    def _run_and_tell(self, shared: str, call: Call, context: Context) -> Outcome:
+        """Run it; machines that share artifacts are told what it says and has cost."""
+        task = context["ti"]
+        name = job_folder(call.folder, task.task_id, -1 if task.map_index is None else task.map_index).name
+        with told_live(shared, call.folder, name, self.stage):
+            outcome = self._run(call, context)
+        share_events(shared, call.folder, name, self.stage)
+        share_costs(shared, jora_home())
+        return outcome
 
     def _run(self, call: Call, context: Context) -> Outcome:
         self._child = Child(call.command, call.environment, call.folder)
@@ -206,12 +238,16 @@ def run_variants(context: Context) -> list[dict[str, Any]]:
     return [variant | stricter for variant in variants] if many > 1 else variants
 
 
-def keep_form(spec: RunSpec, run: Any) -> None:
+def keep_form(call: Call, run: Any) -> None:
     """Keep the settings of a run that someone started with a form, for the next form to begin with."""
-    if run.conf:
-        file = good_spec_file(jora_home(), run.dag_id)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, dump_spec(spec))
+    if not run.conf:
+        return
+    begun_with = begun_with_file(call.folder).read_text(encoding="utf-8")
+    if os.environ.get(ARTIFACTS):  # forms are made on another machine
+        kept = {"begun_with": begun_with, "spec": call.spec.model_dump(mode="json")}
+        Variable.set(good_spec_variable(run.dag_id), json.dumps(kept))
+    else:
+        write_text(good_spec_file(jora_home(), run.dag_id), f"{begun_with}\n{dump_spec(call.spec)}")
 
 
 def stage_environment(home: Path, folder: Path, run: Any) -> dict[str, str]:

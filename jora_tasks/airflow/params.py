@@ -8,16 +8,19 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import Param
+from airflow.sdk import Param, Variable
+from airflow.sdk.exceptions import AirflowRuntimeError
 
-from jora_tasks.airflow.runs import good_spec_file
+from jora_tasks.airflow.runs import good_spec_file, good_spec_variable
 from jora_tasks.artifacts import jora_home
+from jora_tasks.digests import digest_file
 from jora_tasks.errors import InputError
+from jora_tasks.shared_store import ARTIFACTS
 from jora_tasks.spec import (
     ALL_LINEAR,
     FUSED_PROJECTIONS,
@@ -103,18 +106,35 @@ def base_spec() -> RunSpec:
 def form_spec(dag_id: str) -> RunSpec:
     """What the form of a DAG begins with: the settings of its last good run by hand, else the spec file's.
 
-    The spec file's, too, where it is newer, so that an edit of it is seen.
+    The spec file's, too, where it is another by now than when that run began, so that an edit of it is seen.
 
     Raises:
       InputError: for a missing or malformed spec file.
     """
-    base, good = base_spec(), good_spec_file(jora_home(), dag_id)
-    spec = os.environ.get(SPEC_VARIABLE)
+    base = base_spec()
     try:
-        newer = spec is not None and Path(spec).stat().st_mtime >= good.stat().st_mtime
-        return base if newer else load_spec(good)
-    except (OSError, InputError):  # none yet, or of an older release
+        begun_with, good = _good_spec(dag_id)
+        return good() if begun_with == base_mark() else base
+    except (OSError, ValueError, KeyError, TypeError, AirflowRuntimeError):  # none yet, or of another release
         return base
+
+
+def base_mark() -> str:
+    """A line that tells the spec file of `base_spec` from any other; a comment in YAML."""
+    spec = os.environ.get(SPEC_VARIABLE)
+    return f"# The spec file was {digest_file(Path(spec)) if spec else 'none'}."
+
+
+def _good_spec(dag_id: str) -> tuple[str, Callable[[], RunSpec]]:
+    """Which spec file the last good run by hand began with, and what reads its settings."""
+    if not os.environ.get(ARTIFACTS):
+        file = good_spec_file(jora_home(), dag_id)
+        return file.read_text(encoding="utf-8").partition("\n")[0], lambda: load_spec(file)
+    name = good_spec_variable(dag_id)
+    kept = Variable.get(name, default=None, deserialize_json=True)
+    if kept is None:
+        raise FileNotFoundError(name)
+    return kept["begun_with"], lambda: parse_spec(kept["spec"], source=f"The variable {name}")
 
 
 def spec_from_params(params: Mapping[str, Any], base: RunSpec) -> RunSpec:

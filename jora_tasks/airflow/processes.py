@@ -7,22 +7,36 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
-_SAME_START = 0.5  # seconds by which two readings of one process's start may differ
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def is_same(pid: int, started: float) -> bool:
-    """Whether the process of this id is alive and is the one that started then (ids are reused)."""
+def birth(pid: int) -> str:
+    """What tells a process from all others that ever had its id; empty if it is gone.
+
+    The machine's boot and the kernel's ticks from there to the start. A start since 1970, as psutil
+    has it, is another after the clock was set.
+    """
     try:
-        process = psutil.Process(pid)
-        return abs(process.create_time() - started) < _SAME_START and _alive(process)
+        boot = _BOOT.read_text().strip()
+        after_name = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return f"{boot} {after_name[19]}"  # field 22 of proc(5)'s; the name before it may have spaces
+
+
+def is_same(pid: int, born: str) -> bool:
+    """Whether the process of this id is alive and is the one of this birth (ids are reused)."""
+    try:
+        return birth(pid) == born and _alive(psutil.Process(pid))
     except psutil.Error:
         return False
 
 
-def members(pid: int, started: float, mark: tuple[str, str]) -> list[psutil.Process]:
+def members(pid: int, born: str, mark: tuple[str, str]) -> list[psutil.Process]:
     """The living processes of a session's leader: its session, its descendants, those with its mark.
 
     A mark is an environment variable and its value. Some of Airflow's processes overwrite their
@@ -30,11 +44,11 @@ def members(pid: int, started: float, mark: tuple[str, str]) -> list[psutil.Proc
 
     Args:
       pid: the leader, which may be gone.
-      started: when the leader started; a later process of the same id is not taken for it.
+      born: the leader's birth; a later process of the same id is not taken for it.
       mark: environment variable and value that every process of the session was started with.
     """
     own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    reused = psutil.pid_exists(pid) and not _started_then(pid, started)
+    reused = birth(pid) not in ("", born)
     found: dict[int, psutil.Process] = {}
     if not reused:
         with contextlib.suppress(psutil.Error):
@@ -84,13 +98,6 @@ def signal_group(pid: int, number: signal.Signals) -> None:
     """Signal a process group; one that is gone is no error."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)
-
-
-def _started_then(pid: int, started: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - started) < _SAME_START
-    except psutil.Error:
-        return False
 
 
 def _alive(process: psutil.Process) -> bool:

@@ -30,6 +30,16 @@ def good_spec_file(home: Path, dag_id: str) -> Path:
     return home / "runs" / dag_id / "good.yaml"
 
 
+def good_spec_variable(dag_id: str) -> str:
+    """The variable of Airflow that has them where machines share artifacts: JSON, `begun_with` and `spec`."""
+    return f"jora_form_{dag_id}"
+
+
+def begun_with_file(folder: Path) -> Path:
+    """Which spec file the run began with, see `params.base_mark`."""
+    return folder / "begun_with"
+
+
 def progress_file(folder: Path) -> Path:
     """JSON lines, one an event, that the run's stages append to as they work."""
     return folder / "progress.jsonl"

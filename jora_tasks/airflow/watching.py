@@ -20,10 +20,11 @@ from airflow.sdk import Asset, AssetWatcher
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from jora_tasks.airflow.params import SPEC_VARIABLE, base_spec
-from jora_tasks.artifacts import jora_home, write_text
+from jora_tasks.artifacts import jora_home
 from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.spec import is_url
 from jora_tasks.variables import number_of
+from jora_tasks.writing import write_text
 from retrieval.snapshot import snapshot
 
 SECONDS = "JORA_WATCH_SECONDS"

@@ -41,7 +41,7 @@ print(f"{stage} 1/2", file=sys.stderr, flush=True)
 print("noise before the result")
 print(json.dumps({
     "stage": stage, "state": "built", "kind": kind, "key": f"{stage}key", "digest": f"sha256:{stage}",
-    "path": "/nowhere", "counts": {"n": 1}, "seconds": 0.1, "options": options,
+    "path": "/nowhere", "counts": {"n": 1}, "snapshot": "sha256:corpus", "seconds": 0.1, "options": options,
     "name": "documents", "version": 1, "promotion": "automatic", "awaiting_approval": False,
     "verdict": {"alias": "candidate", "checks": []},
     "environment": {name: value for name, value in os.environ.items()

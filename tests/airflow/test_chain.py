@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ import pytest
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.lineage import trace
+from jora_tasks.progress import Progress
 from jora_tasks.registry import Registry
+from jora_tasks.spec import load_spec
+from jora_tasks.stages.evaluate import evaluate_adapter
 from jora_tasks.stages.pipeline import STAGES
 from tests.openlineage_spec import lineage_server, problems
 
@@ -184,6 +188,42 @@ def test_openlineage_events_are_one_chain_from_the_documents_to_the_champion(cha
 
 
 @pytest.mark.slow
+def test_all_that_is_made_of_a_corpus_is_of_its_partition(chain: Chain) -> None:
+    """In Airflow's asset events and in OpenLineage: the partition is the corpus's digest."""
+    from airflow.models.asset import AssetEvent, AssetModel
+    from airflow.utils.session import create_session
+    from sqlalchemy import select
+
+    store = ArtifactStore(chain.home)
+    corpus = store.latest("tiny", "corpus").digest
+    kinds = ("corpus", "index", "contexts", "prompts", "adapter", "evaluation", "verdict")
+    made = {(kind, store.latest("tiny", kind).digest) for kind in kinds}
+    with create_session() as session:  # whose database other tests' runs have told of theirs
+        events = session.execute(
+            select(AssetModel.name, AssetEvent.partition_key, AssetEvent.extra).join(
+                AssetModel, AssetModel.id == AssetEvent.asset_id
+            )
+        )
+        told = [
+            (name, key, extra["snapshot"])
+            for name, key, extra in events
+            if (name, extra.get("digest")) in made
+        ]
+    assert set(told) == {(kind, corpus, corpus) for kind in kinds}
+    assert len(told) >= 2 * len(kinds)
+
+    written = {
+        Path(output["name"]).name: output["outputFacets"]["subset"]["outputCondition"]["partitions"]
+        for event in chain.told
+        if event["eventType"] == "COMPLETE"
+        for output in event["outputs"]
+        if output["namespace"] == "file" and "subset" in output.get("outputFacets", {})
+    }
+    partition = {"dimensions": {"snapshot": corpus}, "identifier": corpus}
+    assert written == {kind: [partition] for kind in kinds}
+
+
+@pytest.mark.slow
 def test_openlineage_events_tell_statistics_parents_and_the_gates_assertions(chain: Chain) -> None:
     by_job = {event["job"]["name"]: event for event in chain.told if event["eventType"] == "COMPLETE"}
     store = ArtifactStore(chain.home)
@@ -222,3 +262,31 @@ def test_an_index_embedded_in_shards_is_that_of_one_task(
     assert alone.counts["chunks_embedded"] == alone.counts["chunks"] > 0
     assert sharded.counts["chunks_embedded"] == 0
     assert sharded.digest == alone.digest
+
+
+@pytest.mark.slow
+def test_an_evaluation_answered_in_shards_is_that_of_one_process(
+    chain: Chain, run_dag: Any, tiny_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in a home that has the chain's adapter, and neither answers nor a champion."""
+    left = shutil.ignore_patterns("predictions", "evaluation", "mlflow", "runs")
+    homes = [Path(shutil.copytree(chain.home, tmp_path / name, ignore=left)) for name in ("tasks", "alone")]
+    monkeypatch.delenv("OPENLINEAGE_URL")
+    monkeypatch.setenv("JORA_SPEC", str(tiny_project))
+    monkeypatch.setenv("JORA_HOME", str(homes[0]))
+    settings = {"training.epochs": 2, "evaluation.batch_size": 2}
+    run = run_dag("adapter_training", {**settings, "evaluation.shards": 2})
+    assert run.state == "success"
+    tasks = [(task.map_index, task.state) for task in run.get_task_instances() if task.task_id == "answer"]
+    assert sorted(tasks) == [(0, "success"), (1, "success")]
+    ended = results(homes[0], "adapter_training")
+    assert (ended["train"]["state"], ended["answer"]["state"]) == ("reused", "built")
+
+    joined, store = ArtifactStore(homes[0]).latest("tiny", "evaluation"), ArtifactStore(homes[1])
+    spec = load_spec(tiny_project, tuple(f"{name}={value}" for name, value in settings.items()))
+    adapter, prompts = (store.latest("tiny", kind) for kind in ("adapter", "prompts"))
+    alone = evaluate_adapter(spec, adapter, prompts, store, Progress())
+    assert (joined.key, joined.digest) == (alone.key, alone.digest)
+    parts = (homes[0] / "artifacts" / "predictions").glob("*/manifest.json")
+    cuts = [json.loads(file.read_text())["settings"].get("part") for file in parts]
+    assert sorted(cut["shard"] for cut in cuts if cut) == [0] * 4 + [1] * 4  # of each arm

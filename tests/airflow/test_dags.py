@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 from airflow.dag_processing.dagbag import DagBag
-from airflow.sdk import CronTriggerTimetable
+from airflow.sdk import CronTriggerTimetable, PartitionedAssetTimetable
+from airflow.serialization.serialized_objects import DagSerialization
 
 from jora_tasks.airflow.assets import CORPUS, INDEX
 from jora_tasks.airflow.runs import progress_file, run_folder, spec_file
+from jora_tasks.airflow.tasks import GPU_POD, TRAIN_POD
 from jora_tasks.spec import load_spec
 from jora_tasks.stages.pipeline import STAGES
 
@@ -51,9 +53,29 @@ def test_the_dags_run_every_stage_once_in_order(dags):
     assert [task.stage for task in tasks if hasattr(task, "stage")] == [*STAGES, "promote"]
     assert dags["document_index"].task_dict["index"].upstream_task_ids == {"corpus", "embed"}
     training = dags["adapter_training"]
-    assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts"}
+    assert training.task_dict["evaluate"].upstream_task_ids == {"train", "prompts", "answer"}
+    assert training.task_dict["answer"].upstream_task_ids == {"train", "prompts", "evaluation_shards"}
     assert training.task_dict["register"].upstream_task_ids == {"train", "evaluate", "gate"}
-    assert training.task_dict["contexts"].upstream_task_ids == set()
+    for dag, first in ((training, set()), (dags["adapter_sweep"], {"variants"})):
+        assert dag.task_dict["contexts"].upstream_task_ids == {"retrieve"}
+        assert dag.task_dict["retrieve"].upstream_task_ids == {"retrieval_shards"}
+        assert dag.task_dict["retrieval_shards"].upstream_task_ids == first
+
+
+def test_tasks_on_a_device_ask_for_the_pod_that_has_one(airflow_db, monkeypatch):
+    monkeypatch.setenv(GPU_POD, "/etc/jora-pods/gpu-pod.yaml")
+    parsed = DagBag(str(ROOT / "dags")).dags["adapter_training"]
+    dag = DagSerialization.from_dict(DagSerialization.to_dict(parsed))
+    asked = {task.task_id: task.executor_config for task in dag.tasks if task.executor_config}
+    pod = {"pod_template_file": "/etc/jora-pods/gpu-pod.yaml"}
+    assert asked == {"train": pod, "answer": pod, "evaluate": pod}
+
+
+def test_training_in_a_job_has_a_pod_of_its_own(airflow_db, monkeypatch):
+    monkeypatch.setenv(TRAIN_POD, "/etc/jora-pods/launcher-pod.yaml")
+    parsed = DagBag(str(ROOT / "dags")).dags["adapter_training"]
+    asked = {task.task_id: task.executor_config for task in parsed.tasks if task.executor_config}
+    assert asked == {"train": {"pod_template_file": "/etc/jora-pods/launcher-pod.yaml"}}
 
 
 def test_runs_do_not_overlap_nor_catch_up(dags):
@@ -70,7 +92,9 @@ def test_the_index_starts_training_and_not_itself(dags):
     schedule = dags["document_index"].timetable
     assert isinstance(schedule, CronTriggerTimetable)
     assert dags["document_index"].start_date is None
-    triggers = {asset.uri for asset in dags["adapter_training"].timetable.asset_condition.objects}
+    started = dags["adapter_training"].timetable
+    assert isinstance(started, PartitionedAssetTimetable)  # a run for each snapshot of the documents
+    triggers = {started.asset_condition.uri}
     assert triggers == {INDEX.uri}
     outlets = {asset.uri for task in dags["adapter_training"].tasks for asset in task.outlets}
     assert not triggers & outlets
@@ -80,16 +104,20 @@ def test_the_index_starts_training_and_not_itself(dags):
 def test_assets_are_files_and_declared_on_both_sides(dags):
     for dag in (dags["document_index"], dags["adapter_training"]):
         for task in dag.tasks:
-            assert task.task_id in ("corpus", "shards") or task.inlets
-            assert task.task_id in ("register", "approval", "promote", "shards", "embed") or task.outlets
+            made_ahead = ("retrieve", "embed", "answer")
+            if task.task_id.endswith("_shards"):
+                continue
+            assert task.task_id == "corpus" or task.inlets
+            assert task.task_id in ("register", "approval", "promote", *made_ahead) or task.outlets
             assert all(asset.uri.startswith("file:///") for asset in (*task.inlets, *task.outlets))
     assert CORPUS.uri.endswith("/artifacts/corpus")
 
 
-def test_only_training_takes_the_gpu(dags):
+def test_what_runs_the_model_and_nothing_else_takes_the_gpu(dags):
     places = {task.task_id: (task.pool, task.queue) for dag in dags.values() for task in dag.tasks}
-    assert places.pop("train") == places.pop("variant.train") == ("gpu", "gpu")
-    assert set(places.values()) == {("default_pool", "default")}
+    on_devices = {task for task, place in places.items() if place == ("gpu", "gpu")}
+    assert on_devices == {"train", "answer", "evaluate", "variant.train", "variant.evaluate"}
+    assert {places[task] for task in places.keys() - on_devices} == {("default_pool", "default")}
 
 
 @pytest.mark.parametrize("name", ["document_index", "adapter_training", "adapter_sweep"])
@@ -171,7 +199,9 @@ def test_bad_input_fails_the_first_task_with_its_sentence(run_dag: Callable[...,
     assert run.state == "failed"
     assert not run_folder(home, run.dag_id, run.run_id).exists()
     tasks = {task.task_id: task.state for task in run.get_task_instances()}
-    assert tasks == {"corpus": "failed"} | dict.fromkeys(("shards", "embed", "index"), "upstream_failed")
+    assert tasks == {"corpus": "failed"} | dict.fromkeys(
+        ("index_shards", "embed", "index"), "upstream_failed"
+    )
 
 
 def test_shards_are_embedded_by_tasks_of_their_own_before_the_index(run_dag, home, echo):
@@ -182,11 +212,31 @@ def test_shards_are_embedded_by_tasks_of_their_own_before_the_index(run_dag, hom
         ("corpus", -1, "success"),
         *(("embed", number, "success") for number in range(3)),
         ("index", -1, "success"),
-        ("shards", -1, "success"),
+        ("index_shards", -1, "success"),
     ]
 
 
 def test_without_shards_the_index_embeds_alone(run_dag, home, echo):
     run = run_dag("document_index", {}, echo)
     states = {task.task_id: task.state for task in run.get_task_instances()}
-    assert states == {"corpus": "success", "shards": "success", "embed": "skipped", "index": "success"}
+    assert states == {"corpus": "success", "index_shards": "success", "embed": "skipped", "index": "success"}
+
+
+def test_shards_are_made_by_tasks_of_their_own_before_contexts_and_evaluation(run_dag, home, echo):
+    run = run_dag("adapter_training", {"retrieval.shards": 2, "evaluation.shards": 3}, echo)
+    assert run.state == "success"
+    for task_id, shards in (("retrieve", 2), ("answer", 3)):
+        made = [(task.map_index, task.state) for task in run.get_task_instances() if task.task_id == task_id]
+        assert sorted(made) == [(number, "success") for number in range(shards)]
+
+
+def test_without_shards_the_contexts_and_the_evaluation_work_alone(run_dag, home, echo):
+    run = run_dag("adapter_training", {}, echo)
+    states = {task.task_id: task.state for task in run.get_task_instances()}
+    for section, ahead, stage in (
+        ("retrieval", "retrieve", "contexts"),
+        ("evaluation", "answer", "evaluate"),
+    ):
+        told = (states[f"{section}_shards"], states[ahead], states[stage])
+        assert told == ("success", "skipped", "success")
+    assert states["register"] == "success"

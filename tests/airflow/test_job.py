@@ -49,7 +49,8 @@ def wait_for(condition: Callable[[], object], seconds: float = 20) -> None:
 
 
 def log(job: Job) -> str:
-    return (job.folder / "log").read_text()
+    file = job.folder / "log"
+    return file.read_text() if file.exists() else ""  # its lock is held before there is one
 
 
 def processes(job: Job) -> list[psutil.Process]:
@@ -113,6 +114,16 @@ def test_a_job_that_no_one_follows_ends_saved(job: Job, script: Script):
     wait_for(lambda: job.exit_code() is not None)
     assert job.exit_code() == 75
     assert "no task has followed this job for 2 s" in log(job)
+
+
+def test_a_clock_that_jumps_neither_ends_a_job_nor_lets_it_go_on_unwatched(job: Job, script: Script):
+    job.start(script(COUNTING), os.environ | {UNWATCHED: "1.5"}, job.folder)
+    for years in (-1, 1, -1, 0, 1, -2):  # for longer than it may be unwatched
+        moment = time.time() + years * 365 * 86400
+        os.utime(job.folder / "watched", (moment, moment))
+        time.sleep(0.5)
+    assert job.exit_code() is None and job.alive()
+    wait_for(lambda: job.exit_code() == 75)
 
 
 def test_what_does_not_hear_sigterm_is_killed_within_fifteen_seconds(job: Job, script: Script):

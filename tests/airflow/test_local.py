@@ -16,7 +16,7 @@ import pytest
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowApiError
 from jora_tasks.airflow.environment import OWNER, airflow_environment, events_file
-from jora_tasks.airflow.processes import is_same, members
+from jora_tasks.airflow.processes import birth, is_same, members
 from jora_tasks.errors import InputError
 
 
@@ -108,7 +108,8 @@ def test_a_reused_process_id_is_not_taken_for_airflow(tmp_path: Path):
         record = {
             "home": str(tmp_path),
             "pid": stranger.pid,
-            "started": psutil.Process(stranger.pid).create_time() - 3600,
+            "born": birth(os.getppid()),
+            "started": time.time() - 3600,
             "port": 8080,
             "url": "http://127.0.0.1:8080",
             "version": "3",
@@ -139,16 +140,26 @@ def test_members_are_found_by_session_and_by_mark():
         env={**os.environ, OWNER: "this-test"},
     )
     assert leader.stdout and leader.stdout.readline()
-    started = psutil.Process(leader.pid).create_time()
+    born = birth(leader.pid)
     try:
-        assert len(members(leader.pid, started, (OWNER, "this-test"))) == 3
+        assert is_same(leader.pid, born) and not is_same(leader.pid, birth(os.getpid()))
+        assert len(members(leader.pid, born, (OWNER, "this-test"))) == 3
         leader.kill()
         leader.wait()
-        assert not is_same(leader.pid, started)
-        assert len(members(leader.pid, started, (OWNER, "this-test"))) == 2
+        assert not is_same(leader.pid, born)
+        assert len(members(leader.pid, born, (OWNER, "this-test"))) == 2
     finally:
-        for process in members(leader.pid, started, (OWNER, "this-test")):
+        for process in members(leader.pid, born, (OWNER, "this-test")):
             process.kill()
+
+
+def test_a_clock_that_is_set_makes_no_process_another(monkeypatch):
+    boot_time = psutil._pslinux.boot_time
+    me, born = os.getpid(), birth(os.getpid())
+    for hours in (1, -1):  # as the kernel tells it then, and with it psutil the start of every process
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda hours=hours: boot_time() + hours * 3600)
+        assert is_same(me, born)
+    assert birth(2**22 + 1) == ""
 
 
 def test_nothing_to_stop(tmp_path: Path):
@@ -178,7 +189,7 @@ def test_a_real_airflow_starts_runs_and_leaves_nothing_behind(tmp_path: Path, ta
             local.start(home, spec, port=taken)
 
         mark = (OWNER, str(local.airflow_home(home)))
-        for process in members(airflow.pid, airflow.started, mark):
+        for process in members(airflow.pid, airflow.born, mark):
             with contextlib.suppress(psutil.Error):
                 for connection in process.net_connections("inet"):
                     assert connection.status != psutil.CONN_LISTEN or connection.laddr.ip == "127.0.0.1"

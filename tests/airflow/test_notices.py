@@ -1,17 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
-from collections.abc import Iterator
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from jora_tasks.airflow import notices
+from tests.webhook import webhook
 
 RECEIVED: list[dict[str, Any]] = []
 
@@ -29,38 +26,23 @@ def nothing_received() -> None:
     RECEIVED.clear()
 
 
-@pytest.fixture
-def webhook() -> Iterator[str]:
-    """Takes what is posted to it."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            take(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(204)
-            self.end_headers()
-
-        def log_message(self, *arguments: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/hook"
-        server.shutdown()
-        thread.join()
-
-
 def failure(reason: str) -> dict[str, Any]:
     task = SimpleNamespace(dag_id="adapter_training", run_id="manual__1+x", task_id="train")
     return {"task_instance": task, "exception": RuntimeError(reason)}
 
 
-def test_a_failure_is_posted_with_its_reason_and_without_secrets(webhook, monkeypatch):
-    monkeypatch.setenv("JORA_NOTIFY", webhook)
+def run(state: str) -> dict[str, Any]:
+    """A DAG run as Airflow's callback of a deadline is given it."""
+    return {"dag_id": "document_index", "dag_run_id": "scheduled__1", "state": state}
+
+
+def test_a_failure_is_posted_with_its_reason_and_without_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_planted")
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://127.0.0.1:8099/")
-    notices.failed(failure(f"no model with hf_planted at {webhook}"))
-    assert RECEIVED == [
+    with webhook() as (address, received):
+        monkeypatch.setenv("JORA_NOTIFY", address)
+        notices.failed(failure(f"no model with hf_planted at {address}"))
+    assert received == [
         {
             "event": "failed",
             "dag_id": "adapter_training",
@@ -75,10 +57,17 @@ def test_a_failure_is_posted_with_its_reason_and_without_secrets(webhook, monkey
 def test_a_function_can_be_named_and_a_late_run_is_told(monkeypatch):
     monkeypatch.setenv("JORA_NOTIFY", f"{__name__}.take")
     monkeypatch.setattr(notices, "import_string", lambda path: {f"{__name__}.take": take}[path])
-    context = {"dag_run": {"dag_id": "document_index", "dag_run_id": "scheduled__1"}}
-    asyncio.run(notices.late(2.5, context))
+    asyncio.run(notices.late(2.5, {"dag_run": run("running")}))
     assert RECEIVED[0]["event"] == "late" and RECEIVED[0]["run_id"] == "scheduled__1"
     assert RECEIVED[0]["reason"] == "The run is not done 2.5 hours after it was queued."
+
+
+@pytest.mark.parametrize("state", ["success", "failed"])
+def test_a_run_that_has_ended_is_not_late(monkeypatch, state):
+    monkeypatch.setenv("JORA_NOTIFY", f"{__name__}.take")
+    monkeypatch.setattr(notices, "import_string", lambda path: take)
+    asyncio.run(notices.late(2.5, {"dag_run": run(state)}))
+    assert RECEIVED == []
 
 
 def test_a_notice_that_cannot_be_sent_fails_nothing_and_tells_no_address(monkeypatch, caplog):

@@ -17,7 +17,9 @@ from typing import Any
 import psutil
 import pytest
 from airflow.sdk import ExceptionRetryPolicy, RetryAction
+from airflow.sdk.definitions.asset import AssetUniqueKey
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.execution_time.context import OutletEventAccessor
 
 from jora_tasks.airflow.assets import INDEX, event_extra
 from jora_tasks.airflow.child import Child
@@ -46,7 +48,7 @@ def context(conf: dict[str, Any] | None = None, events: dict[Any, Any] | None = 
     return {
         "dag_run": SimpleNamespace(dag_id="adapter_training", run_id="manual__1", conf=conf or {}),
         "triggering_asset_events": events or {},
-        "outlet_events": {INDEX: SimpleNamespace(extra={})},
+        "outlet_events": {INDEX: OutletEventAccessor(AssetUniqueKey.from_asset(INDEX))},
     }
 
 
@@ -75,13 +77,15 @@ def test_the_command_s_last_line_is_returned_and_told_to_the_asset(home, echo):
     given = context({"retrieval.top_k": 9})
     result = operator(echo, outlets=[INDEX]).execute(given)
     assert (result["kind"], result["key"]) == ("index", "indexkey")
-    told = given["outlet_events"][INDEX].extra
-    assert told == {
+    told = given["outlet_events"][INDEX]
+    assert told.partition_keys == {"sha256:corpus"}
+    assert told.extra == {
         "name": "documents",
         "key": "indexkey",
         "digest": "sha256:index",
         "state": "built",
         "counts": {"n": 1},
+        "snapshot": "sha256:corpus",
     }
     assert load_spec(spec_file(run_folder(home, "adapter_training", "manual__1"))).retrieval.top_k == 9
 

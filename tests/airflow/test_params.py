@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from pydantic import ValidationError
 from jora_tasks.airflow.params import (
     ADAPTER_TRAINING_SECTIONS,
     DOCUMENT_INDEX_SECTIONS,
+    base_mark,
     base_spec,
     form_spec,
     settings,
     spec_from_params,
     spec_params,
 )
-from jora_tasks.airflow.runs import good_spec_file
+from jora_tasks.airflow.runs import good_spec_file, good_spec_variable
 from jora_tasks.errors import InputError
 from jora_tasks.spec import PROJECTIONS, RunSpec, load_spec
 
@@ -158,22 +160,28 @@ def test_defaults_come_from_the_named_spec(tmp_path: Path, monkeypatch):
         assert spec_from_params({"documents.path": given}, base_spec()).documents.path == taken
 
 
-def test_the_form_begins_with_the_last_good_run_unless_the_file_is_newer(home, tmp_path: Path, monkeypatch):
+def test_the_form_begins_with_the_last_good_run_unless_the_file_is_another(home, tmp_path: Path, monkeypatch):
+    """Whatever the times of the files are: clocks are set."""
     file, good = tmp_path / "run.yaml", good_spec_file(home, "adapter_training")
     file.write_text("training: {epochs: 3}\n")
     monkeypatch.setenv("JORA_SPEC", str(file))
     assert form_spec("adapter_training").training.epochs == 3
     good.parent.mkdir(parents=True)
-    good.write_text("training: {epochs: 5}\n")
-    os.utime(file, (1, 1))
-    assert form_spec("adapter_training").training.epochs == 5
+    good.write_text(f"{base_mark()}\ntraining: {{epochs: 5}}\n")
+    for times in ((1, 1), (2**32, 2**32)):
+        os.utime(file, times)
+        assert form_spec("adapter_training").training.epochs == 5
     assert form_spec("document_index").training.epochs == 3
     assert base_spec().training.epochs == 3  # what a scheduled run takes
-    good.write_text("training: {epochs: no number}\n")
-    assert form_spec("adapter_training").training.epochs == 3
-    good.write_text("training: {epochs: 5}\n")
-    os.utime(good, (0, 0))
-    assert form_spec("adapter_training").training.epochs == 3
+    file.write_text("training: {epochs: 4}\n")
+    for times in ((1, 1), (2**32, 2**32)):
+        os.utime(file, times)
+        assert form_spec("adapter_training").training.epochs == 4
+    good.write_text(f"{base_mark()}\ntraining: {{epochs: no number}}\n")
+    assert form_spec("adapter_training").training.epochs == 4
+    monkeypatch.delenv("JORA_SPEC")
+    good.write_text(f"{base_mark()}\ntraining: {{epochs: 5}}\n")
+    assert form_spec("adapter_training").training.epochs == 5
 
 
 def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):
@@ -182,14 +190,36 @@ def test_a_bad_spec_file_is_named(tmp_path: Path, monkeypatch):
         base_spec()
 
 
-def test_filters_are_an_object_of_texts_or_lists():
-    for filters in ({}, {"product": "handbook"}, {"product": ["a", "b"], "year": "2024"}):
+def test_filters_are_an_object_of_texts_numbers_or_lists():
+    for filters in ({}, {"product": "handbook"}, {"product": ["a", "b"], "year": 2024}, {"a": [1.5, "b"]}):
         spec = spec_from_params(values(SECTIONS, RunSpec()) | {"retrieval.filters": filters}, RunSpec())
         assert spec.retrieval.filters == load_spec(None, (f"retrieval.filters={filters}",)).retrieval.filters
         assert form_takes("retrieval.filters", filters)
-    for wrong in ({"product": 1}, {"product": [1]}, ["product"], "product"):
+    for wrong in ({"product": {"a": 1}}, {"product": [[1]]}, ["product"], "product"):
         assert not form_takes("retrieval.filters", wrong)
         with pytest.raises(InputError, match=r"retrieval\.filters"):
             spec_from_params({"retrieval.filters": wrong}, RunSpec())
     with pytest.raises(InputError, match="product has no value; give one or leave the key out"):
         spec_from_params({"retrieval.filters": {"product": []}}, RunSpec())
+
+
+def test_on_a_fleet_the_form_begins_with_what_airflow_s_variable_keeps(
+    airflow_db, home, tmp_path, monkeypatch
+):
+    file, name = tmp_path / "run.yaml", f"AIRFLOW_VAR_{good_spec_variable('adapter_training').upper()}"
+    file.write_text("training: {epochs: 3}\n")
+    monkeypatch.setenv("JORA_SPEC", str(file))
+    monkeypatch.setenv("JORA_ARTIFACTS", (tmp_path / "share").as_uri())
+    assert form_spec("adapter_training").training.epochs == 3
+    spec = load_spec(file, ("training.epochs=5",)).model_dump(mode="json")
+    for kept, epochs in (
+        ({"begun_with": base_mark(), "spec": spec}, 5),
+        ({"begun_with": "# another", "spec": spec}, 3),
+        ({"begun_with": base_mark(), "spec": {"training": {"epochs": "no number"}}}, 3),
+        ({"spec": spec}, 3),
+        ([1], 3),
+    ):
+        monkeypatch.setenv(name, json.dumps(kept))
+        assert form_spec("adapter_training").training.epochs == epochs, kept
+    monkeypatch.setenv(name, "no JSON")
+    assert form_spec("adapter_training").training.epochs == 3

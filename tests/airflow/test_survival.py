@@ -3,114 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import random
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import httpx
 import psutil
 import pytest
 
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowClient
+from jora_tasks.airflow.components import _last_scheduler
 from jora_tasks.airflow.environment import OWNER
-from jora_tasks.airflow.job import MARK, Job, jobs
-from jora_tasks.airflow.processes import marked, members
-from jora_tasks.airflow.runs import job_folder, progress_file, run_folder
+from jora_tasks.airflow.job import jobs
+from jora_tasks.airflow.processes import members
 from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.launching.settings import HOSTS
+from jora_tasks.outbox import API_KEY
 from jora_tasks.progress import Progress
+from jora_tasks.registry import Registry
 from jora_tasks.spec import load_spec
 from jora_tasks.stages.pipeline import run_stage
+from tests.airflow.planting import SECRETS, Planted, contents, found, planted
+from tests.airflow.training import DAG, EPOCHS, Training, wait_for
+from tests.airflow.triggers import states, trigger_many
 
-DAG = "adapter_training"
 FREE_PORT = local.choose_port(None, default=8181)
-EPOCHS = 1000  # of two updates each: long enough to be hit in the middle
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what or condition}"
-        time.sleep(0.2)
-    return found
-
-
-@dataclass
-class Training:
-    """One run of the training DAG, triggered by hand."""
-
-    home: Path
-    client: AirflowClient
-    run_id: str
-    folder: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.folder = run_folder(self.home, DAG, self.run_id)
-
-    @property
-    def job(self) -> Job:
-        return Job(job_folder(self.folder, "train"))
-
-    def processes(self) -> list[psutil.Process]:
-        return marked(MARK, str(self.job.folder))
-
-    def trainer(self) -> psutil.Process:
-        """The last of the chain: the keeper's child."""
-        parents = {process.ppid() for process in self.processes()}
-        return next(process for process in self.processes() if process.pid not in parents)
-
-    def steps(self) -> list[int]:
-        """The updates told of, in the order of the progress file."""
-        if not progress_file(self.folder).exists():
-            return []
-        events = map(json.loads, progress_file(self.folder).read_text().splitlines())
-        return [event["done"] for event in events if event["stage"] == "train" and event["unit"] == "steps"]
-
-    def in_the_middle(self, after: int = 20) -> None:
-        """Wait until some further updates were made."""
-        seen = len(self.steps())
-        wait_for(lambda: len(self.steps()) >= seen + after, 240, "updates")
-
-    def next_try(self, number: int) -> None:
-        """Wait until this try of the task follows the training."""
-        wait_for(lambda: self.task()["try_number"] == number, 120, f"try {number}")
-        wait_for(lambda: self.job.watcher().startswith(f"{number} "), 60, f"try {number}")
-        self.in_the_middle()
-
-    def clear(self) -> None:
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.run_id, "task_ids": ["train"]}
-        self.client._call("POST", f"dags/{DAG}/clearTaskInstances", json=body)
-
-    def task(self, task_id: str = "train") -> dict[str, Any]:
-        tasks = self.client.task_instances(DAG, self.run_id)
-        return next(task for task in tasks if task["task_id"] == task_id)
-
-    def task_process(self) -> psutil.Process:
-        """The process that runs the task's code; the keeper is its child until it is killed."""
-        keeper = next(process for process in self.processes() if "keeper" in " ".join(process.cmdline()))
-        return psutil.Process(keeper.ppid())
-
-    def trained(self) -> dict[str, Any]:
-        """What training came to; asks that each of its updates is in the metrics once."""
-        wait_for(lambda: self.task()["state"] in ("success", "failed"), 300, "the end of training")
-        task = self.task()
-        log = self.client.task_log(DAG, self.run_id, "train", task["try_number"])
-        assert task["state"] == "success", log
-        result = self.client.xcom(DAG, self.run_id, "train")
-        metrics = Path(result["path"], "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in metrics] == list(range(1, 2 * EPOCHS + 1))
-        return result
 
 
 @pytest.fixture(scope="module")
-def home(tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def secrets(empty_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
+    """In the environment of the Airflow that runs."""
+    with planted(tmp_path_factory.mktemp("secrets"), empty_registry) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def home(secrets: Planted, tiny_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home with a running Airflow; contexts and prompts are made, so that runs come to training at once."""
     folder = tmp_path_factory.mktemp("survival") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("AIRFLOW__OPENLINEAGE__TRANSPORT", raising=False)
         patch.setenv("JORA_HOME", str(folder))
+        for name, value in secrets.environment.items():
+            patch.setenv(name, value)
         store, spec = ArtifactStore(folder), load_spec(tiny_project)
         for stage in ("corpus", "index", "contexts", "prompts"):
             run_stage(stage, spec, store, Progress())
@@ -144,14 +85,94 @@ def start(home: Path, tiny_project: Path) -> Iterator[Callable[..., Training]]:
 
 
 @pytest.mark.slow
+def test_no_planted_secret_is_found_after_a_run(home: Path, secrets: Planted):
+    """From documents to a signed, registered adapter, and a run that fails; in no file and on no page."""
+    airflow = local.running(home)
+    assert airflow is not None
+    with airflow.client() as client:
+        good = client.trigger(DAG, {})["dag_run_id"]
+        bad = client.trigger("document_index", {"documents.path": str(home / "nowhere")})["dag_run_id"]
+        for dag_id, run_id, state in ((DAG, good, "success"), ("document_index", bad, "failed")):
+            wait_for(lambda run=(dag_id, run_id): client.dag_run(*run)["state"] in ("success", "failed"), 400)
+            assert client.dag_run(dag_id, run_id)["state"] == state
+        answers = list(pages(client, [(DAG, good), ("document_index", bad)]))
+    assert {event["authorization"] for event in secrets.events} == {
+        f"Bearer {SECRETS[API_KEY]}"
+    }  # it was used
+    assert list((home / "provenance").rglob("*.json")) and list(secrets.registry.rglob("adapter_config.json"))
+    texts = [*contents(home), *contents(secrets.registry), *answers]
+    print(f"searched {len(texts)} files and answers, {sum(len(text) for _, text in texts):,} bytes")
+    assert found(secrets.needles, texts) == []
+
+
+def pages(client: AirflowClient, runs: list[tuple[str, str]]) -> Iterator[tuple[str, bytes]]:
+    """What Airflow's API and the plugin's pages say of runs."""
+    paths = ["/api/v2/config", "/api/v2/connections", "/api/v2/variables", "/api/v2/eventLogs?limit=100"]
+    paths += ["/api/v2/assets/events", "/api/v2/importErrors", "/api/v2/jobs", "/api/v2/plugins"]
+    paths += ["/jora/adapters", "/jora/adapters/tiny"]
+    for dag_id, run_id in runs:
+        run = f"/api/v2/dags/{dag_id}/dagRuns/{quote(run_id)}"
+        paths += [run, f"{run}/taskInstances", f"/jora/lineage?dag_id={dag_id}&run_id={quote(run_id)}"]
+        for task in client.task_instances(dag_id, run_id):
+            of = f"{run}/taskInstances/{task['task_id']}"
+            paths += [f"{of}/xcomEntries/return_value", f"{of}/logs/1?full_content=true"]
+    for path in paths:
+        answer = client._send("GET", f"../..{path}", {})
+        yield path, answer.content
+
+
+@pytest.mark.slow
+def test_two_hundred_triggers_at_once_are_all_taken(home: Path, tiny_project: Path):
+    """From four clients, with the first runs under way, which have the same settings and train once."""
+    airflow = local.start(home, tiny_project, FREE_PORT)
+
+    def made() -> tuple[int, int]:
+        return len(list((home / "artifacts" / "adapter").glob("*"))), len(Registry(home).versions("tiny"))
+
+    with airflow.client() as client:
+        known, before = {dag_id: by_hand(client, dag_id) for dag_id in local.DAG_IDS}, made()
+        started = time.monotonic()
+        taken, refused = trigger_many(airflow.client, 200, {dag_id: {} for dag_id in local.DAG_IDS})
+        print(f"taken within {time.monotonic() - started:.0f} s")
+        assert (dict(taken), refused) == (dict.fromkeys(local.DAG_IDS, 100), [])
+        for dag_id in local.DAG_IDS:
+            assert by_hand(client, dag_id) - known[dag_id] == 100
+            assert states(client, dag_id)["running"] <= 1
+            delete_queued(client, dag_id)
+            client.cancel_unfinished(dag_id)
+        assert all(now - then <= 1 for now, then in zip(made(), before, strict=True))
+
+
+def by_hand(client: AirflowClient, dag_id: str) -> int:
+    """How many of a DAG's runs someone triggered."""
+    asked = {"run_type": "manual", "limit": "1"}
+    return client._call("GET", f"dags/{dag_id}/dagRuns", params=asked)["total_entries"]
+
+
+def delete_queued(client: AirflowClient, dag_id: str) -> None:
+    while runs := client._call("GET", f"dags/{dag_id}/dagRuns", params={"state": "queued"})["dag_runs"]:
+        entities = [{"dag_run_id": run["dag_run_id"]} for run in runs]
+        deleting = {"action": "delete", "entities": entities, "action_on_non_existence": "skip"}
+        client._call("PATCH", f"dags/{dag_id}/dagRuns", json={"actions": [deleting]})
+
+
+def members_of(home: Path) -> list[psutil.Process]:
+    """All processes of the local Airflow."""
+    airflow = local.running(home)
+    assert airflow is not None
+    return members(airflow.pid, airflow.born, (OWNER, str(local.airflow_home(home))))
+
+
+@pytest.mark.slow
 def test_one_training_outlives_its_trainer_its_task_and_all_of_airflow(start, home: Path):
     """Killed by SIGKILL one after the other and cleared in between: each update is made, and kept once."""
     training = start(seed=1, **{"training.checkpoint_every": 10})
 
     training.trainer().kill()
+    killed_at = max(training.steps())
     training.next_try(2)
-    before_kills = len(training.steps())
-    again = before_kills - len(set(training.steps()))
+    wait_for(lambda: training.steps()[-1] > killed_at, 240, "updates that were not made before")
+    again = training.repeated()
     assert again <= 20  # what was done since the last checkpoint
 
     trainer = training.trainer()
@@ -170,7 +191,7 @@ def test_one_training_outlives_its_trainer_its_task_and_all_of_airflow(start, ho
     airflow = local.running(home)
     assert airflow is not None
     spec, mine = airflow.spec, training.processes()
-    for process in members(airflow.pid, airflow.started, (OWNER, str(local.airflow_home(home)))):
+    for process in members_of(home):
         if process not in mine:
             with contextlib.suppress(psutil.Error):
                 process.kill()
@@ -181,7 +202,7 @@ def test_one_training_outlives_its_trainer_its_task_and_all_of_airflow(start, ho
         training.trained()
     steps = training.steps()
     assert sorted(set(steps)) == list(range(1, 2 * EPOCHS + 1))
-    assert len(steps) - len(set(steps)) == again  # from the trainer's own kill; nothing else came twice
+    assert training.repeated() == again  # from the trainer's own kill; nothing else came twice
     assert not training.processes()
 
 
@@ -190,9 +211,7 @@ def test_marking_the_task_failed_stops_the_job_within_fifteen_seconds(start):
     training = start(seed=2)
     trainer = training.trainer()
     told = time.monotonic()
-    training.client._call(
-        "PATCH", f"dags/{DAG}/dagRuns/{training.run_id}/taskInstances/train", json={"new_state": "failed"}
-    )
+    training.mark("failed")
     wait_for(lambda: not training.processes(), 15, "the job's end")
     print(f"stopped {time.monotonic() - told:.1f} s after the task was marked failed")
     assert not trainer.is_running() and not training.job.alive()
@@ -201,7 +220,110 @@ def test_marking_the_task_failed_stops_the_job_within_fifteen_seconds(start):
 
 
 @pytest.mark.slow
+def test_marking_the_task_or_its_run_failed_between_two_tries_stops_the_job(start):
+    """No task runs then that could hear of it."""
+    training = start(seed=4)
+    for marked, of in ((2, "/taskInstances/train"), (0, "")):
+        training.task_process().kill()
+        wait_for(lambda: training.task()["state"] == "up_for_retry", 120, "the end of the try")
+        assert training.job.alive()
+        told = time.monotonic()
+        training.mark("failed", of)
+        wait_for(lambda: not training.processes(), 15, "the job's end")
+        print(f"stopped {time.monotonic() - told:.1f} s after {of or 'the run'} was marked failed")
+        assert training.job.exit_code() == 75  # saved
+        if marked:
+            # Before the scheduler has seen the end of the run, it could overwrite what a clear changes.
+            wait_for(training.ended, 120, "the end of the run")
+            training.clear()
+            training.next_try(marked)
+
+
+def component(home: Path, name: str) -> psutil.Process:
+    """One of the four processes of the local Airflow."""
+    airflow = local.running(home)
+    assert airflow is not None
+    for process in psutil.Process(airflow.pid).children():
+        if name in " ".join(process.cmdline()).replace("_", "-"):
+            return process
+    raise AssertionError(name)
+
+
+def came_back(training: Training, name: str, since: datetime) -> bool:
+    """Whether a component was heard of after it was killed."""
+    try:
+        told = training.client.health()
+    except (httpx.TransportError, httpx.HTTPStatusError):
+        return False
+    beat = told.get(name, {}).get(f"latest_{name}_heartbeat")
+    return name == "api-server" or bool(beat and datetime.fromisoformat(beat) > since)
+
+
+@pytest.mark.slow
+def test_scheduler_triggerer_and_api_server_killed_alone_are_started_again(start, home: Path):
+    """Training goes on all the while; a later try of its task follows it, or takes what it came to."""
+    training = start(seed=5)
+    trainer = training.trainer()
+    for name in ("scheduler", "triggerer", "api-server"):
+        time.sleep(random.uniform(0, 2))  # at any moment of its work
+        killed, since = component(home, name), datetime.now(UTC)
+        killed.kill()
+        training.in_the_middle()
+        wait_for(lambda name=name, since=since: came_back(training, name, since), 90, name)
+        assert component(home, name).pid != killed.pid
+        print(f"{name} is back after {(datetime.now(UTC) - since).total_seconds():.1f} s")
+    assert trainer.is_running() or training.job.exit_code() == 0
+    training.trained()
+    steps = training.steps()
+    assert steps == list(range(1, 2 * EPOCHS + 1))  # each once, by the one trainer
+    assert not training.processes()
+    workers = [each for each in members_of(home) if "LocalExecutor" in " ".join(each.cmdline())]
+    assert len(workers) == 4  # those of the killed scheduler are gone
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_gave_itself_up_is_started_again(home: Path, tiny_project: Path):
+    """As it does, in Airflow's own words, where the clock was set forward by more than a minute."""
+    local.start(home, tiny_project, FREE_PORT)
+    given_up = component(home, "scheduler")
+    with contextlib.closing(sqlite3.connect(local.airflow_home(home) / "airflow.db", timeout=60)) as database:
+        database.execute("UPDATE job SET state = 'failed' WHERE job_type = 'SchedulerJob'")
+        database.commit()
+    wait_for(lambda: not given_up.is_running(), 60, "the end of that scheduler")
+    wait_for(lambda: _last_scheduler(local.airflow_home(home))[1] == "running", 240, "another scheduler")
+
+
+@pytest.mark.slow
 def test_down_ends_training_saved(start, home: Path):
     training = start(seed=3)
     assert local.stop(home) is True
     assert not training.processes() and training.job.exit_code() == 75
+
+
+@pytest.mark.slow
+def test_one_task_trains_in_two_processes_that_end_together(
+    start, home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """JORA_HOSTS is set: one process killed ends both, and the next try goes on; marked failed, both end."""
+    local.stop(home)
+    monkeypatch.setenv(HOSTS, "localhost,localhost")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    mesh = {"training.mesh.data": 2, "training.mesh.fsdp": 2}
+    training = start(seed=6, **{"training.checkpoint_every": 10, **mesh})
+    second = training.trainer(process=1)
+    second.kill()
+    training.next_try(2)
+    steps = training.steps()
+    assert steps.count(1) == 1  # went on, from no more than two checkpoints before
+    assert len(steps) - len(set(steps)) <= 20
+    log = training.client.task_log(DAG, training.run_id, "train", 1)
+    assert {"[0] train", "[1] train"} < set(log)
+    assert any("Process 1 on localhost was ended by SIGKILL" in line for line in log)
+    assert (training.job.folder / "process-1.log").read_text().count("\ntrain\n") == 2
+
+    told = time.monotonic()
+    training.mark("failed")
+    wait_for(lambda: not training.processes(), 15, "the end of all processes")
+    print(f"stopped {time.monotonic() - told:.1f} s after the task was marked failed")
+    assert training.job.exit_code() == 75  # saved

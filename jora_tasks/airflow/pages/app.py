@@ -9,11 +9,11 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import PlainTextResponse, RedirectResponse
 
-from jora_tasks.airflow.pages import adapters, artifacts, lineage, promotion, statics
+from jora_tasks.airflow.pages import adapters, artifacts, costs, lineage, promotion, statics
 from jora_tasks.airflow.pages.access import TRAINING_DAG, reader
 from jora_tasks.airflow.pages.rendering import airflow_prefix, page
 from jora_tasks.airflow.pages.security_headers import add_security_headers
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, RunStopped
 
 _HEADINGS = {403: "Not allowed", 404: "Not found", 409: "Not possible now", 422: "Not possible"}
 _FORBIDDEN = (
@@ -33,11 +33,12 @@ def application() -> FastAPI:
         dependencies=[Depends(reader)],
     )
     app.middleware("http")(add_security_headers)
-    for module in (lineage, adapters, promotion, artifacts, statics):
+    for module in (lineage, adapters, costs, promotion, artifacts, statics):
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(404, _refused)
-    app.add_exception_handler(InputError, _impossible)
+    for kind in (InputError, RunStopped):
+        app.add_exception_handler(kind, _impossible)
     app.add_exception_handler(RequestValidationError, _invalid)
     return app
 

@@ -15,7 +15,7 @@ from jora_tasks.airflow.pages.graph import NAMES
 from jora_tasks.airflow.pages.nodes import MADE, ancestors
 from jora_tasks.airflow.pages.rendering import page
 from jora_tasks.airflow.pages.security_headers import REPORT
-from jora_tasks.artifacts import Manifest
+from jora_tasks.manifest import Manifest
 
 router = APIRouter()
 ROWS = 50

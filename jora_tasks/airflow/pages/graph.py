@@ -39,7 +39,7 @@ _EDGES = (
 )
 _BOX_WIDTH, _BOX_HEIGHT, _GAP_X, _GAP_Y, _MARGIN = 300, 104, 56, 52, 3
 _UNMADE = (WAITING, RUNNING, FAILED, UNMADE, NONE)
-_LONGEST = 34  # characters of a line in a box
+_LINES, _LONGEST = 3, 34  # below a box's name, and characters of each
 
 
 def draw(nodes: Mapping[str, Node], prefix: str, title: str) -> Markup:
@@ -95,7 +95,8 @@ def _edge(source: str, target: str, unmade: bool) -> Markup:
 def _box(node: Node, prefix: str) -> Markup:
     x, y = _corner(node.kind)
     name = NAMES[node.kind]
-    lines = [line for line in (node.label, node.digest[:19], ", ".join(node.facts)) if line]
+    lines = [line for line in (node.label, node.digest[:19]) if line]
+    lines += node.facts if len(node.facts) <= _LINES - len(lines) else [", ".join(node.facts)]
     spoken = ", ".join([name, node.state, *lines])
     parts = [
         Markup("<title>{}</title>").format("\n".join([f"{name}: {node.state}", node.label, node.digest])),

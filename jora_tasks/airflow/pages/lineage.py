@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from jora_tasks.airflow.pages import home
 from jora_tasks.airflow.pages.access import RunDep
+from jora_tasks.airflow.pages.costs import cost_rows
 from jora_tasks.airflow.pages.graph import NAMES, draw
 from jora_tasks.airflow.pages.moves import place_of
 from jora_tasks.airflow.pages.nodes import GONE, WAITING
@@ -29,9 +30,14 @@ REFRESH_SECONDS = 3
 def show(request: Request, run: RunDep, session: SessionDep) -> Response:
     """The graph of a run's artifacts, a table of them, and what to do next."""
     dag_id, run_id = run
-    state = session.scalar(select(DagRun.state).where(DagRun.dag_id == dag_id, DagRun.run_id == run_id))
-    if state is None:
+    found = session.execute(
+        select(DagRun.state, DagRun.run_after, DagRun.end_date).where(
+            DagRun.dag_id == dag_id, DagRun.run_id == run_id
+        )
+    ).first()
+    if found is None:
         raise HTTPException(404, f"Airflow has no run {run_id} of the DAG {dag_id}.")
+    state, began, ended = found
     active = str(state) in ACTIVE
     made = run_lineage(home.store(), dag_id, run_id, active)
     made, trouble = _with_registry(made)
@@ -49,6 +55,7 @@ def show(request: Request, run: RunDep, session: SessionDep) -> Response:
         gone=[NAMES[kind] for kind, node in made.nodes.items() if node.state == GONE],
         failed=_failed_tasks(session, dag_id, run_id),
         trouble=trouble,
+        costs=cost_rows(home.store(), f"{dag_id}/{run_id}", began, ended),
     )
 
 

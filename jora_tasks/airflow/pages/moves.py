@@ -16,6 +16,6 @@ def place_of(version: int, transitions: Sequence[Transition]) -> tuple[str, ...]
     """
     for each in reversed(transitions):
         if each.version == version:
-            verb = "promoted" if each.action == "promote" else "rolled back to"
+            verb = "promoted" if each.action == "promote" else "back since"
             return (f"{verb} {when(each.at)}", f"by {each.by}")
     return ()

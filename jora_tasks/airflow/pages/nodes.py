@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from jora_tasks.airflow.pages.addresses import address
-from jora_tasks.artifacts import ArtifactStore, Manifest
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.manifest import Manifest
 
 # In the order of the pipeline; sources first in each row of the graph.
 KINDS = (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jora_tasks.airflow.shared_runs import events_in, shared_events
 from jora_tasks.progress import BUILT, REUSED
+from jora_tasks.shared_store import SharedStore
 from jora_tasks.stages.pipeline import STAGES
 
 
@@ -18,7 +18,8 @@ class RunProgress:
 
     Attributes:
       made: kind → (key, built or reused) of every artifact that a stage made or found, in order.
-      registered: what the registration told: ``name``, ``version`` and ``alias``; empty before.
+      registered: what the registration told: ``name``, ``version``, ``alias`` and the verdict's key, as
+        ``verdict``; empty before.
       last: stage → its last event, as written.
     """
 
@@ -27,10 +28,10 @@ class RunProgress:
     last: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def read_progress(file: Path) -> RunProgress:
-    """The events of a progress file; none if there is no such file."""
+def read_progress(file: Path, shared: SharedStore | None = None) -> RunProgress:
+    """The events of a progress file; without one, those that machines share; else none."""
     progress = RunProgress()
-    for event in _events(file):
+    for event in events_in(file) if shared is None or file.exists() else shared_events(shared, file.parent):
         stage, state, told = event["stage"], event["state"], event.get("fields", {})
         progress.last[stage] = event
         if state not in (BUILT, REUSED):
@@ -41,20 +42,3 @@ def read_progress(file: Path) -> RunProgress:
         elif stage == "register":
             progress.registered.update(told, state=state, seconds=told.get("seconds"))
     return progress
-
-
-def _events(file: Path) -> Iterator[dict[str, Any]]:
-    """Whole events; of a run of equal beginnings (a training's steps, say) only the last is parsed."""
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError:
-        return
-    for line, following in zip(lines, [*lines[1:], b""], strict=True):
-        if b'"state": "running"' in line and line[:40] == following[:40]:
-            continue
-        try:
-            event = json.loads(line)
-        except ValueError:  # the last line, while it is being written
-            continue
-        if isinstance(event, dict) and {"stage", "state"} <= event.keys():
-            yield event

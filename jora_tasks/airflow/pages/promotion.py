@@ -67,14 +67,9 @@ def promote(
     check(request, user, _promotion(name, version, champion), token)
     if not reason.strip():
         return _promote_form(request, user, name, version, "Give a reason: it stays in the record.")
-    listed = found(name, version)
+    found(name, version)
     home.registry().promote(
-        name,
-        version,
-        by=user_name(user),
-        reason=reason.strip(),
-        expected=champion or None,
-        verdict=listed.verdict_key,
+        name, version, by=user_name(user), reason=reason.strip(), expected=champion or None
     )
     return _to_line(request, name)
 

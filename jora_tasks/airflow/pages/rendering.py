@@ -49,6 +49,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {"digest": short_digest, "when": when, "figure": figure}
+    environment.filters |= {"bytes": file_size, "duration": duration}
     return environment
 
 
@@ -60,6 +61,23 @@ def short_digest(digest: str) -> str:
 def when(iso: str) -> str:
     """``2026-01-02T03:04:05Z`` for people."""
     return f"{iso[:10]} {iso[11:16]} UTC" if len(iso) >= 16 else iso
+
+
+def file_size(count: float) -> str:
+    """Bytes as ``1.2 GB`` (10⁹)."""
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:,.0f} B" if units[0] == "B" else f"{count:,.1f} {units[0]}"
+
+
+def duration(seconds: float) -> str:
+    """``4.2 s``, ``3:25 min`` or ``12:03 h``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, hours = divmod(round(seconds), 60), divmod(round(seconds / 60), 60)
+    return f"{minutes[0]}:{minutes[1]:02} min" if seconds < 3600 else f"{hours[0]:,}:{hours[1]:02} h"
 
 
 def figure(value: Any) -> str:

@@ -13,7 +13,8 @@ from jora_tasks.airflow.pages.addresses import address
 from jora_tasks.airflow.pages.nodes import KINDS, Node, ancestors, artifact_node
 from jora_tasks.airflow.pages.progress import RunProgress, read_progress
 from jora_tasks.airflow.runs import progress_file, run_folder
-from jora_tasks.artifacts import MANIFEST, ArtifactStore
+from jora_tasks.artifacts import ArtifactStore
+from jora_tasks.manifest import MANIFEST
 from jora_tasks.stages.pipeline import STAGES
 
 # Kinds that a DAG makes; for others, all of them.
@@ -28,7 +29,7 @@ class RunLineage:
     Attributes:
       nodes: kind → node, for every kind that the run's DAG makes or uses.
       more: further artifacts of a kind that the run made several of.
-      registered: ``name``, ``version``, ``alias`` of the version it registered; empty before.
+      registered: ``name``, ``version``, ``alias``, ``verdict`` of the version it registered; empty before.
       empty: whether the run has made and found nothing so far.
     """
 
@@ -45,9 +46,9 @@ def run_lineage(store: ArtifactStore, dag_id: str, run_id: str, active: bool) ->
       active: whether the run goes on; a stage that was running when its run ended has failed.
     """
     run = f"{dag_id}/{run_id}"
-    progress = read_progress(progress_file(run_folder(store.home, dag_id, run_id)))
+    progress = read_progress(progress_file(run_folder(store.home, dag_id, run_id)), store.shared)
     made = progress.made or _made_by(store, run)
-    found, more = _made_nodes(store, made, run)
+    found, more = _made_nodes(store, made, _trail(store, progress.registered), run)
     upstream: dict[str, Node] = {}
     for kind in reversed(KINDS):  # from the latest: what it was made from comes before what others were
         node = found.get(kind)
@@ -64,18 +65,28 @@ def run_lineage(store: ArtifactStore, dag_id: str, run_id: str, active: bool) ->
     return RunLineage(shown, more, progress.registered, not made and not progress.registered)
 
 
+def _trail(store: ArtifactStore, registered: Mapping[str, Any]) -> dict[str, str]:
+    """Kind → key of what led to the registered version; a sweep makes other variants beside it."""
+    key = str(registered.get("verdict", ""))
+    manifest = store.manifest("verdict", key)
+    if manifest is None:
+        return {}
+    before = ancestors(store, manifest, nodes.EARLIER)
+    return {"verdict": key} | {kind: node.label for kind, node in before.items()}
+
+
 def _made_nodes(
-    store: ArtifactStore, made: Mapping[str, Mapping[str, str]], run: str
+    store: ArtifactStore, made: Mapping[str, Mapping[str, str]], trail: Mapping[str, str], run: str
 ) -> tuple[dict[str, Node], list[Node]]:
-    """The last artifact of each kind, and the others."""
+    """The artifact of each kind on the registered version's trail, else the last one, and the others."""
     shown: dict[str, Node] = {}
     more: list[Node] = []
     for kind, keys in made.items():
         each = [
             artifact_node(kind, key, "", store.manifest(kind, key), state, run) for key, state in keys.items()
         ]
-        shown[kind] = each[-1]
-        more += each[:-1]
+        shown[kind] = next((node for node in each if node.label == trail.get(kind)), each[-1])
+        more += [node for node in each if node is not shown[kind]]
     return shown, more
 
 

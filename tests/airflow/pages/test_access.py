@@ -18,6 +18,7 @@ PATHS = (
     "/adapters/tiny/versions/3",
     "/adapters/tiny/versions/3/promote",
     "/adapters/tiny/rollback",
+    "/costs",
     "/lineage?dag_id=adapter_training&run_id=x",
     "/artifacts/adapter/{adapter}",
     "/artifacts/evaluation/{evaluation}/report",
