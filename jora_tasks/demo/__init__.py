@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jora_tasks.artifacts import atomic_folder, write_text
 from jora_tasks.demo.documents import airflow_sections, python_topics, section_document
 from jora_tasks.demo.questions import make_questions
 from jora_tasks.spec import (
@@ -16,6 +15,7 @@ from jora_tasks.spec import (
     RetrievalConfig,
     RunSpec,
 )
+from jora_tasks.writing import atomic_folder, write_text
 
 DOCUMENTS, QUESTIONS = "documents", "questions.jsonl"
 

@@ -15,13 +15,14 @@ from rich.console import Console
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowClient
 from jora_tasks.airflow.runs import progress_file, run_folder
-from jora_tasks.artifacts import ArtifactStore, write_text
+from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.follow import follow_run
 from jora_tasks.models import base_model_folder, embedder_folder
 from jora_tasks.progress import BUILT, REUSED, Event, Sink
 from jora_tasks.spec import RunSpec, dump_spec
 from jora_tasks.summary import print_places, print_summary, summarise
+from jora_tasks.writing import write_text
 
 INDEX_DAG, TRAINING_DAG = local.DAG_IDS
 TRIGGER_SECONDS = 120.0

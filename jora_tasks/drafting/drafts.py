@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jora_tasks.characters import control_in, is_blank
 from retrieval.answers import find_answer
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ CLOSED_BOOK = "Answer the question. Reply with the answer alone, as short as pos
 # Why there is no question of a chunk.
 KEPT = "kept"
 NO_DRAFT = "no question and answer in the reply"
+CONTROL = "control characters"
 NOT_IN_CHUNK = "answer not in the chunk"
 IN_QUESTION = "answer in the question"
 WITHOUT_CHUNK = "answered without the chunk"
@@ -81,7 +83,7 @@ def parse_reply(reply: str) -> Draft | None:
     question, answer = _of_json(reply) or (_line("question", reply), _line("answer", reply))
     answer = answer.strip(_WRAPPING).rstrip(".").strip(_WRAPPING)
     question = question.strip(_WRAPPING)
-    if not question or not answer or max(len(question), len(answer)) > _LONGEST:
+    if is_blank(question) or is_blank(answer) or max(len(question), len(answer)) > _LONGEST:
         return None
     return Draft(question, answer)
 
@@ -92,6 +94,8 @@ def refusal(draft: Draft, chunk: Chunk, asked: set[str]) -> str | None:
     Args:
       asked: `same_question` of the questions that there are already.
     """
+    if control_in(draft.question) or control_in(draft.answer):
+        return CONTROL
     if find_answer(chunk.text, draft.answer) is None:
         return NOT_IN_CHUNK
     if find_answer(draft.question, draft.answer) is not None:

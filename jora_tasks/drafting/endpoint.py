@@ -26,7 +26,7 @@ from jora_tasks.errors import InputError, RunStopped
 if TYPE_CHECKING:
     from jora_tasks.trainer.tokenizer import Message
 
-MALFORMED = "malformed reply of the endpoint"
+NO_TEXT = "no text in the endpoint's reply"
 REFUSED = "refused by the endpoint"
 
 _TRIES = 6
@@ -83,7 +83,8 @@ class EndpointWriter:
 
         Raises:
           RunStopped: if the endpoint does not answer, or stays busy after several tries.
-          InputError: if it refuses the key, the address, or every request.
+          InputError: if it refuses the key, the address, or every request, or answers with anything but chat
+            completions.
         """
         waiting = [self._pool.submit(self._ask, messages) for messages in conversations]
         try:
@@ -112,11 +113,11 @@ class EndpointWriter:
             wait = min(0.5 * 2**attempt, _LONGEST_WAIT) * random.uniform(0.75, 1.25)  # noqa: S311
             try:
                 status, headers, body = self._send(messages)
-            except httpx.TransportError as error:
+            except httpx.HTTPError as error:
                 reason = f"does not answer ({type(error).__name__})"
             else:
                 if status == 200:
-                    return _content(body)
+                    return self._content(body)
                 self._check(status)
                 if status in _OF_THE_REQUEST:
                     return Failed(REFUSED)
@@ -136,11 +137,26 @@ class EndpointWriter:
     def _send(self, messages: list[Message]) -> tuple[int, httpx.Headers, bytes]:
         with self._http.stream("POST", self._address, json={**self._request, "messages": messages}) as got:
             body = b""
-            for part in got.iter_bytes():
-                body += part
-                if len(body) > _LONGEST_REPLY:
-                    return got.status_code, got.headers, b""
+            try:
+                for part in got.iter_bytes():
+                    body += part
+                    if len(body) > _LONGEST_REPLY:
+                        return got.status_code, got.headers, b""
+            except httpx.DecodingError:  # not of the encoding that its header names
+                return got.status_code, got.headers, b""
             return got.status_code, got.headers, body
+
+    def _content(self, body: bytes) -> str | Failed:
+        """The model's text; what is no chat completion at all says nothing of the chunk, and ends the run."""
+        try:
+            value: Any = json.loads(body)
+            content = value["choices"][0]["message"].get("content")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            raise InputError(
+                f"The endpoint {self._host} answers with what is no chat completion; check --endpoint. What "
+                "was drafted so far is kept, and the same command goes on from there."
+            ) from None
+        return content if isinstance(content, str) else Failed(NO_TEXT)
 
     def _check(self, status: int) -> None:
         """Refuse what no further try mends."""
@@ -190,15 +206,6 @@ def _key(name: str) -> str:
     if not key.isascii() or not key.isprintable():
         raise InputError(f"--key-env {name}: its value is no key (a sign that no header can hold).")
     return key
-
-
-def _content(body: bytes) -> str | Failed:
-    try:
-        value: Any = json.loads(body)
-        content = value["choices"][0]["message"]["content"]
-    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        return Failed(MALFORMED)
-    return content if isinstance(content, str) else Failed(MALFORMED)
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

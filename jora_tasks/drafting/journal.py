@@ -70,18 +70,24 @@ class Journal:
                 f"{self.path} is being written by another process; wait for it, or give another --output."
             ) from None
         self._cut_torn_line()
-        lines = [line for _, line in parse_lines(read_text(self.path), self.path)]
-        if not lines:
+        lines = parse_lines(read_text(self.path), self.path)
+        number, first = next(lines, (0, None))
+        if not number:
             self._append([json.dumps(header, ensure_ascii=False)])
             return
-        if not isinstance(lines[0], dict) or "writer" not in lines[0]:
+        if not isinstance(first, dict) or not isinstance(first.get("writer"), dict):
             raise InputError(f"{self.path} is no journal of `jora questions`; give another --output.")
-        if lines[0] != header:
+        if first != header:
             raise InputError(
-                f"{self.path} was begun by {_shown(lines[0])}, not by {_shown(header)}; give the same model "
+                f"{self.path} was begun by {_shown(first)}, not by {_shown(header)}; give the same model "
                 "to go on, or another --output."
             )
-        for line in lines[1:]:
+        for number, line in lines:
+            if not _is_attempt(line):
+                raise InputError(
+                    f"{self.path}:{number} is no attempt as `jora questions` writes them; remove that line, "
+                    "or give another --output."
+                )
             self._keep(line["chunk_id"], line["outcome"], line.get("row"))
 
     def _keep(self, chunk_id: str, outcome: str, row: dict[str, Any] | None) -> None:
@@ -99,6 +105,16 @@ class Journal:
         self._file.write("".join(f"{line}\n" for line in lines).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
+
+
+def _is_attempt(line: Any) -> bool:
+    """A chunk's id and its outcome, with a question if there is one."""
+    if not isinstance(line, dict) or not isinstance(line.get("chunk_id"), str):
+        return False
+    row = line.get("row")
+    if line.get("outcome") == KEPT:
+        return isinstance(row, dict) and isinstance(row.get("question"), str)
+    return isinstance(line.get("outcome"), str)
 
 
 def _shown(header: Mapping[str, Any]) -> str:

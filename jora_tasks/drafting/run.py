@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jora_tasks.artifacts import write_text
 from jora_tasks.drafting.drafts import (
     DUPLICATE,
     KEPT,
@@ -27,6 +26,7 @@ from jora_tasks.drafting.journal import Journal
 from jora_tasks.drafting.writers import Failed, Writer
 from jora_tasks.errors import InputError
 from jora_tasks.reading import read_text
+from jora_tasks.writing import write_text
 
 if TYPE_CHECKING:
     from retrieval.chunk_table import ChunkTable

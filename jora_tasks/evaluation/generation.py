@@ -87,12 +87,10 @@ def generate_and_score(
     check_lengths(prompts, max_new_tokens, model.config, targets)
     from jora_tasks.trainer.mesh import batch_multiple
 
-    rows = -(-min(batch_size, len(prompts)) // batch_multiple(model.mesh)) * batch_multiple(model.mesh)
+    rows, batches = batches_of(list(map(len, prompts)), batch_size, batch_multiple(model.mesh))
     ends = np.array(sorted(eos_ids) or [-1], np.int32)
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     answers: dict[int, Generated] = {}
-    for start in range(0, len(order), rows or 1):
-        chosen = order[start : start + rows]
+    for chosen in batches:
         tokens, lengths = _pad([prompts[index] for index in chosen], rows, pad_id)
         known, counts = _pad_targets([targets[index] for index in chosen], rows)
         new, losses = _run(
@@ -102,8 +100,29 @@ def generate_and_score(
             loss = float(losses[row]) / int(counts[row]) if counts[row] else None
             answers[index] = Generated(_until_end(new[row], ends), loss)
         if on_progress is not None:
-            on_progress(min(start + rows, len(order)), len(order))
+            on_progress(len(answers), len(prompts))
     return [answers[index] for index in range(len(prompts))]
+
+
+def batches_of(lengths: Sequence[int], batch_size: int, multiple: int) -> tuple[int, list[list[int]]]:
+    """The rows of a batch, a multiple of ``multiple``, and the places of the prompts in each: by length."""
+    rows = -(-min(batch_size, len(lengths)) // multiple) * multiple
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    return rows, [order[start : start + rows] for start in range(0, len(order), rows or 1)]
+
+
+def places_of_shard(
+    lengths: Sequence[int], batch_size: int, multiple: int, shard: int, shards: int
+) -> list[int]:
+    """Places of the prompts in one of several parts, which together hold each once.
+
+    A part has whole batches, those that all prompts would be answered in together: rows of other lengths
+    beside it, or of another number, could change a row's last digits. So there may be fewer parts than asked
+    for, the others being empty; the batch that is not full is in a part with a full one.
+    """
+    rows, batches = batches_of(lengths, batch_size, multiple)
+    parts = min(shards, len(lengths) // rows if rows else 0) or 1
+    return [place for number, batch in enumerate(batches) if number % parts == shard for place in batch]
 
 
 def check_lengths(

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from jora_tasks.evaluation.answers import abstains, score
-from jora_tasks.evaluation.citations import score_citations, split_citations, supporting_labels
+from jora_tasks.evaluation.citations import CitedAnswer, Judge, by_words, score_citations, split_citations
 from jora_tasks.evaluation.gate import fewest_clusters
 from jora_tasks.evaluation.intervals import Estimate, mean_interval, paired_difference
 from jora_tasks.evaluation.randomisation import sign_flip_p_value
@@ -118,7 +118,11 @@ class Resampling:
 
 
 def score_arm(
-    arm: str, asked: Iterable[tuple[Question, Shown]], said: Mapping[str, Said], abstention: str
+    arm: str,
+    asked: Iterable[tuple[Question, Shown]],
+    said: Mapping[str, Said],
+    abstention: str,
+    judge: Judge = by_words,
 ) -> list[Prediction]:
     """Score an arm's answers, in the order of the questions.
 
@@ -131,8 +135,9 @@ def score_arm(
       asked: the questions, and what their prompts showed.
       said: question id → what the arm answered; joined by id, never by position.
       abstention: how an arm says that the sources do not tell.
+      judge: of what supports the answers that cite.
     """
-    scored = []
+    scored, citing = [], []
     for question, shown in asked:
         answer = said[question.id]
         words, cited = split_citations(answer.text) if shown.sources is not None else (answer.text, ())
@@ -148,11 +153,13 @@ def score_arm(
             if blind:
                 scores["abstention_recall"] = float(abstained)
         if shown.sources is not None and not abstained:
-            right = measures.exact_match == 1
-            supporting = supporting_labels(words, right, shown.sources, shown.evidence or ())
-            citations = score_citations(cited, supporting)
-            scores |= {"citation_precision": citations.precision, "citation_recall": citations.recall}
+            right, evidence = measures.exact_match == 1, shown.evidence or ()
+            answered = CitedAnswer(question.text, words, cited, shown.sources, right, evidence)
+            citing.append((scores, answered))
         scored.append(Prediction(arm, question, answer.text, abstained, scores))
+    for (scores, answered), supports in zip(citing, judge([each for _, each in citing]), strict=True):
+        citations = score_citations(answered.labels, supports)
+        scores |= {"citation_precision": citations.precision, "citation_recall": citations.recall}
     return scored
 
 

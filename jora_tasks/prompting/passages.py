@@ -19,7 +19,7 @@ class Passage:
     """A chunk as a source.
 
     Attributes:
-      oracle: whether it holds some of the evidence.
+      oracle: whether it holds some of the evidence, or is a copy of a chunk that does.
       score: what retrieval gave it; None where it was not retrieved.
     """
 
@@ -84,6 +84,11 @@ def read_question(row: Mapping[str, Any]) -> Retrieved:
 
     spans = tuple(Span(**span) for span in row["evidence"])
 
+    def relevant(each: Mapping[str, Any]) -> bool:
+        said = each.get("relevant")  # contexts made by an earlier release do not say it
+        within = is_relevant(each["document_id"], each["start"], each["end"], spans)
+        return within if said is None else bool(said)
+
     def passages(listed: Sequence[Mapping[str, Any]]) -> tuple[Passage, ...]:
         return tuple(
             Passage(
@@ -93,7 +98,7 @@ def read_question(row: Mapping[str, Any]) -> Retrieved:
                 each["end"],
                 each["heading"],
                 each["text"],
-                is_relevant(each["document_id"], each["start"], each["end"], spans),
+                relevant(each),
                 each["score"],
             )
             for each in sorted(listed, key=lambda each: each["rank"])
@@ -123,7 +128,7 @@ def passage(chunk: Chunk, *, oracle: bool) -> Passage:
 
 
 def missing_oracles(spans: Sequence[Span], present: Sequence[Passage], library: Library) -> list[Passage]:
-    """The chunks to add so that each piece of evidence has one: the first of those with the most of it.
+    """The chunks to add so that each piece of evidence has one or a copy: the first with the most of it.
 
     Args:
       spans: where the evidence stands.
@@ -132,10 +137,11 @@ def missing_oracles(spans: Sequence[Span], present: Sequence[Passage], library: 
     """
     added: list[Passage] = []
     for span in spans:
-        if any(span.overlaps(each.document_id, each.start, each.end) for each in (*present, *added)):
+        there = [*present, *added]
+        if any(span.overlaps(each.document_id, each.start, each.end) for each in there):
             continue
-        holding = [chunk for chunk in library.relevant([span])]
-        if holding:
+        holding = library.relevant([span])
+        if holding and not {chunk.text for chunk in holding} & {each.text for each in there}:
             most = max(holding, key=lambda chunk: min(chunk.end, span.end) - max(chunk.start, span.start))
             added.append(passage(most, oracle=True))
     return added

@@ -57,7 +57,7 @@ def select_sources(question: Retrieved, config: PromptsConfig, library: Library)
     """
     contexts = question.contexts
     if not question.spans:
-        return Selection(contexts, {})
+        return _selection(question, contexts, {})
     present = [each for each in contexts if each.oracle]
     keeps = draws(config.seed, question.id, "oracle").random() < config.oracle_fraction
     oracles: list[Passage] = []
@@ -66,8 +66,8 @@ def select_sources(question: Retrieved, config: PromptsConfig, library: Library)
         oracles = [*present, *added]
         if config.distractor_source == "retrieved" and not config.distractors and _served(oracles, config):
             others = [each for each in contexts if not each.oracle]
-            others = others[: max(len(contexts) - len(oracles), 0)]
-            return _selection(question, [*oracles, *others], {})
+            served = _distinct([*oracles, *others])
+            return _selection(question, served[: max(len(contexts), len(oracles))], {})
     wanted = config.distractors or max(len(contexts) - len(oracles), 0)
     pool = _Pool(question, config, library, clean=not oracles)
     distractors = pool.take(wanted)
@@ -94,13 +94,24 @@ def _selection(
     random: int = 0,
     short: int = 0,
 ) -> Selection:
-    chosen = {each.chunk_id for each in passages}
-    left = {
-        each.chunk_id: reasons.get(each.chunk_id, ORACLE_REMOVED if each.oracle else REPLACED)
-        for each in question.contexts
-        if each.chunk_id not in chosen
-    }
+    passages = _distinct(passages)
+    chosen, texts = {each.chunk_id for each in passages}, {_words(each.text) for each in passages}
+
+    def reason(left: Passage) -> str:
+        if _words(left.text) in texts:
+            return DUPLICATE
+        return reasons.get(left.chunk_id, ORACLE_REMOVED if left.oracle else REPLACED)
+
+    left = {each.chunk_id: reason(each) for each in question.contexts if each.chunk_id not in chosen}
     return Selection(tuple(passages), left, drawn_without, random, short)
+
+
+def _distinct(passages: Sequence[Passage]) -> list[Passage]:
+    """The first passage of each text."""
+    first: dict[str, Passage] = {}
+    for each in passages:
+        first.setdefault(_words(each.text), each)
+    return list(first.values())
 
 
 class _Pool:

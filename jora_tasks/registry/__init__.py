@@ -17,6 +17,7 @@ from jora_tasks.registry.versions import (
     EVALUATION,
     EVALUATION_KEY,
     KEY,
+    PROMPTS,
     VERDICT_KEY,
     RegisteredAdapter,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "EVALUATION",
     "EVALUATION_KEY",
     "KEY",
+    "PROMPTS",
     "VERDICT_KEY",
     "ChampionMoved",
     "Line",

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jora_tasks.errors import InputError
+from jora_tasks.errors import InputError, no_room, untrusted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -73,7 +73,14 @@ def contact(tracking: str, registry: str, remedy: str) -> MlflowClient:
             client.search_experiments(max_results=1)
             client.search_registered_models(max_results=1)
     except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        if no_room(error):
+            raise
         addresses = without_password(" or ".join(dict.fromkeys((tracking, registry))))
+        if untrusted(error):
+            raise InputError(
+                f"The registry at {addresses} has a certificate that is not trusted here; name the file of "
+                "its authority in MLFLOW_TRACKING_SERVER_CERT_PATH."
+            ) from None
         reason = textwrap.shorten(without_password(str(error)), 200, placeholder=" …")
         raise InputError(f"No registry answers at {addresses}; {remedy} ({reason}).") from None
     return client

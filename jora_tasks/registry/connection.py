@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jora_tasks.artifacts import digest_bytes
+from jora_tasks.digests import digest_bytes
 from jora_tasks.registry.client import SQLITE, check_address, contact, database_file, is_made, make_database
 
 if TYPE_CHECKING:
@@ -44,6 +44,15 @@ class Connection:
         return "" if self._models == own else f".{digest_bytes(self._models.encode())[7:23]}"
 
     @property
+    def database(self) -> Path | None:
+        """The SQLite file that has the versions, made or not; None where a server has them."""
+        return database_file(self._models)
+
+    def made(self) -> bool:
+        """Whether there is a registry already; a server is taken to have one."""
+        return not self._empty()
+
+    @property
     def _remedy(self) -> str:
         if self._server:
             return "start the server that MLFLOW_TRACKING_URI names, correct it or unset it"
@@ -51,7 +60,7 @@ class Connection:
 
     def _empty(self) -> bool:
         """Whether nothing was ever registered here; spares MLflow's import and the making of a database."""
-        database = database_file(self._models)
+        database = self.database
         return database is not None and not is_made(database)
 
     def _client(self) -> MlflowClient:

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jora_tasks.artifacts import MANIFEST, digest_file, digest_json
+from jora_tasks.digests import digest_file, digest_json
 from jora_tasks.errors import InputError
+from jora_tasks.manifest import MANIFEST
 
 CANDIDATE, CHAMPION = "candidate", "champion"
 # Tags of a version.
-DIGEST, KEY, EVALUATION, EVALUATION_KEY, VERDICT_KEY, BASE_MODEL, COMPARED_WITH = (
+DIGEST, KEY, EVALUATION, EVALUATION_KEY, VERDICT_KEY, PROMPTS, BASE_MODEL, COMPARED_WITH = (
     "jora.adapter_digest",
     "jora.adapter_key",
     "jora.evaluation_digest",
     "jora.evaluation_key",
     "jora.verdict_key",
+    "jora.prompts_digest",
     "jora.base_model_digest",
     "jora.compared_with",
 )

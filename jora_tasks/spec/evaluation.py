@@ -15,6 +15,15 @@ class EvaluationConfig(Section):
     ] = 1000
     max_new_tokens: Annotated[int, Field(ge=1, le=4096, description="Longest generated answer.")] = 32
     batch_size: Annotated[int, Field(ge=1, le=1024, description="Questions answered at once.")] = 8
+    shards: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Airflow tasks that answer ahead of the evaluation, each a part of every arm's "
+            "questions.",
+        ),
+    ] = 1
     cluster_by: Annotated[
         Literal["document", "group"],
         Field(
@@ -22,6 +31,16 @@ class EvaluationConfig(Section):
             "one group, or of one group alone (where all evidence is in a few documents)."
         ),
     ] = "document"
+    nli_model: Annotated[
+        str,
+        Field(
+            max_length=4000,
+            pattern=r"^[^\x00]*$",
+            description="Folder or hub id of a cross-encoder for natural language inference, which judges "
+            "whether what an answer cites supports it; empty for a proxy of that: its words and the known "
+            "evidence.",
+        ),
+    ] = ""
     slices: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=100)], ...],
         Field(

@@ -102,7 +102,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         if twice := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is given twice", node.start_mark)
+            line = node.start_mark.line + 1
+            raise ValueError(f"{twice[0]} is given twice in the mapping from line {line} on")
         return super().construct_mapping(node, deep)
 
 
@@ -129,10 +130,14 @@ def _explain(error: ValidationError, source: str) -> str:
     if first["type"] == "model_type":
         return f"{source}: {field} must be a mapping of settings, as in {field}: {{name: value}}."
     value = first["input"]
+    if isinstance(value, tuple):
+        value = list(value)  # as it was written
     hidden = first["type"] == SECRET or isinstance(value, dict | BaseModel)
     shown = "" if hidden else f" (got {reprlib.repr(value)})"
     if first["type"] == "string_pattern_mismatch":
         return f"{source}: {field}{shown} {_form(first)}"
+    if first["type"] == "too_short":
+        return f"{source}: {field}{shown} must not be empty; name at least {first['ctx']['min_length']}."
     message = first["msg"].removeprefix("Value error, ")
     return f"{source}: {field}{shown}: {message[0].lower()}{message[1:]}."
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from jora_tasks.spec.section import Section, as_tuple
 
 AUTO_MODE: Literal["auto"] = "auto"
+
+
+def _text(value: Any) -> Any:
+    """A number, true or false as metadata has it: as text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int | float) else value
+
+
+FilterValue = Annotated[str, BeforeValidator(_text, json_schema_input_type=str | int | float | bool)]
 
 
 class RetrievalConfig(Section):
@@ -41,6 +51,15 @@ class RetrievalConfig(Section):
             "empty for none.",
         ),
     ] = ""
+    shards: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=1024,
+            description="Airflow tasks that embed and rerank ahead of the contexts, each for a part of the "
+            "questions.",
+        ),
+    ] = 1
     near_duplicates: Annotated[
         float,
         Field(
@@ -51,13 +70,13 @@ class RetrievalConfig(Section):
         ),
     ] = 0.9
     filters: Annotated[
-        dict[str, str | tuple[str, ...]],
+        dict[str, FilterValue | tuple[FilterValue, ...]],
         Field(description="Search only documents whose metadata has this value, or one of these, by key."),
     ] = {}  # noqa: RUF012 (pydantic copies it)
 
     def making(self) -> dict[str, Any]:
         """The settings that decide what is found, as JSON; the reranker counts by its files."""
-        return self.model_dump(mode="json", exclude={"reranker"})
+        return self.model_dump(mode="json", exclude={"reranker", "shards"})
 
     @field_validator("filters", mode="before")
     @classmethod

@@ -2,8 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jora_tasks.evaluation.citations import score_citations, split_citations, supporting_labels
+from jora_tasks.evaluation.citations import (
+    judged_together,
+    score_citations,
+    split_citations,
+    supporting_labels,
+)
 from jora_tasks.evaluation.summary import ADAPTER, Question, Said, Shown, score_arm
+from tests.evaluation.alce import alce
 
 
 @pytest.mark.parametrize(
@@ -23,9 +29,14 @@ def test_labels_at_the_end_are_no_part_of_the_answer(text, answer, labels):
     assert split_citations(text) == (answer, labels)
 
 
+def any_of(*supporting):
+    return lambda labels: not set(labels).isdisjoint(supporting)
+
+
 def test_precision_and_recall():
     """ALCE by hand, sources 1 and 3 supporting: what does not support alone is needless beside what does."""
-    found = {tuple(cited): score_citations(cited, (1, 3)) for cited in ([1], [1, 3], [2], [], [1, 2, 3, 4])}
+    cited = ([1], [1, 3], [2], [], [1, 2, 3, 4])
+    found = {tuple(labels): score_citations(labels, any_of(1, 3)) for labels in cited}
     assert {key: (each.precision, each.recall) for key, each in found.items()} == {
         (1,): (1.0, 1.0),
         (1, 3): (1.0, 1.0),
@@ -35,21 +46,22 @@ def test_precision_and_recall():
     }
 
 
-def alce(cited, supports):
-    """ALCE's own rules over any judge of support, word for word."""
-    recall = float(bool(cited) and supports(cited))
-    precise = 0
-    for one in cited:
-        others = [each for each in cited if each != one]
-        irrelevant = not supports([one]) and bool(others) and supports(others)
-        precise += bool(recall) and not irrelevant
-    return (precise / len(cited) if cited else 0.0), recall
+def test_sources_that_support_only_together_are_none_of_them_needless():
+    found = score_citations((1, 2), lambda labels: set(labels) == {1, 2})
+    assert (found.precision, found.recall) == (1.0, 1.0)
 
 
-@given(cited=st.sets(st.integers(1, 5)), supporting=st.sets(st.integers(1, 5)))
-def test_figures_are_those_of_alce_where_sources_support_by_themselves(cited, supporting):
-    found = score_citations(cited, supporting)
-    assert (found.precision, found.recall) == alce(sorted(cited), lambda some: bool(set(some) & supporting))
+@given(cited=st.sets(st.integers(1, 4)), supporting=st.sets(st.frozensets(st.integers(1, 4), min_size=1)))
+def test_figures_are_those_of_alce_whatever_the_judge_says(cited, supporting):
+    asked = []
+
+    def supports(labels):
+        asked.append(frozenset(labels))
+        return frozenset(labels) in supporting
+
+    found = score_citations(cited, supports)
+    assert set(asked) <= judged_together(cited)
+    assert (found.precision, found.recall) == alce(sorted(cited), lambda some: frozenset(some) in supporting)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.generation import check_lengths, generate
+from jora_tasks.evaluation.generation import batches_of, check_lengths, generate, places_of_shard
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.load import load_model
 
@@ -143,3 +145,21 @@ def test_smollm2_says_what_transformers_says(smollm2_folder):
     found = answer(load_model(smollm2_folder), prompts, max_new_tokens=16)
     assert found == transformers_greedy(smollm2_folder, prompts, 16)
     assert "Paris" in tokenizer.decode(found[0])
+
+
+@given(
+    lengths=st.lists(st.integers(1, 9), max_size=40),
+    batch_size=st.integers(1, 8),
+    multiple=st.integers(1, 4),
+    shards=st.integers(1, 8),
+)
+def test_parts_are_answered_in_the_batches_of_the_whole(lengths, batch_size, multiple, shards):
+    rows, whole = batches_of(lengths, batch_size, multiple)
+    parts = [sorted(places_of_shard(lengths, batch_size, multiple, shard, shards)) for shard in range(shards)]
+    batches = []
+    for part in filter(None, parts):
+        same, chosen = batches_of([lengths[place] for place in part], batch_size, multiple)
+        assert same == rows
+        batches += [[part[place] for place in batch] for batch in chosen]
+    assert sorted(batches) == sorted(whole)
+    assert sum(map(bool, parts)) == (min(shards, max(1, len(lengths) // rows)) if lengths else 0)

@@ -62,6 +62,7 @@ def make_report(champion: bool = False, wrong: str = "wrong") -> tuple[dict[str,
         "confidence": 0.95,
         "bootstrap_samples": 500,
         "arms": {arm: summarise(scored, how) for arm, scored in rows.items()},
+        "citation_support": None,
         "difference": compare(rows[ADAPTER], rows[BASE], how),
         "champion": None,
         "retrieval": {
@@ -131,10 +132,15 @@ def test_page_tells_citations_where_they_were_asked_for() -> None:
     asked = [(Question(f"q{i}", "?", ("right",), f"g{i}", f"g{i}"), shown) for i in range(4)]
     said = {f"q{i}": Said(text) for i, text in enumerate(["right [2]", "right [1][2]", "right", "right [2]"])}
     report["arms"][ADAPTER] = summarise(score_arm(ADAPTER, asked, said, "-"), Resampling(100, 0.95, 0))
+    report["citation_support"] = {"by": "words and known evidence"}
     text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
     assert "Citation precision – – 0.625" in text
     assert "Citation recall – – 0.750" in text
-    assert "ALCE (arXiv 2305.14627), but what supports an answer is told by a proxy" in text
+    assert "ALCE (arXiv 2305.14627). What supports an answer is told by a proxy" in text
+    report["citation_support"] = {"by": "nli_model", "name": "org/nli", "digest": "sha256:0123456789ab-rest"}
+    text = re.sub(r"\s+", " ", _Page(render_report(report, rows)).text)
+    assert "What supports an answer is told by the NLI model org/nli (sha256:0123456789ab)" in text
+    assert "proxy" not in text
 
 
 def test_page_tells_the_figures() -> None:

@@ -50,8 +50,9 @@ def select(question, **settings):
 
 def test_by_default_a_prompt_has_what_was_retrieved_its_oracle_first():
     selection, ids = select(question(CONTEXTS, CANDIDATES))
-    assert ids == ["oracle", "copy", "said-again"]
-    assert (selection.reasons, selection.drawn_without, selection.short) == ({}, False, 0)
+    assert ids == ["oracle", "said-again"]
+    assert selection.reasons == {"copy": DUPLICATE}
+    assert (selection.drawn_without, selection.short) == (False, 0)
 
 
 def test_a_missing_oracle_takes_the_place_of_the_last():
@@ -142,7 +143,28 @@ def test_a_larger_share_keeps_what_a_smaller_one_keeps_and_the_seed_decides():
 
 def test_unknown_evidence_leaves_the_sources_as_retrieved():
     asked = question(CONTEXTS, CANDIDATES, spans=())
-    assert select(asked, oracle_fraction=0.0, distractors=1)[1] == ["copy", "oracle", "said-again"]
+    assert select(asked, oracle_fraction=0.0, distractors=1)[1] == ["copy", "said-again"]
+
+
+def test_a_copy_of_the_evidence_is_an_oracle_and_needs_no_other():
+    twin = chunk("twin", ORACLE.text, "a")
+    contexts = [found(twin, 0.9, True), found(CLOSE, 0.8)]
+    assert select(question(contexts))[1] == ["twin", "close"]
+    both = [found(CLOSE, 0.9), found(twin, 0.8, True), found(ORACLE, 0.7, True), found(FAR, 0.6)]
+    selection, ids = select(question(both))
+    assert ids == ["twin", "close", "far"]
+    assert selection.reasons == {"oracle": DUPLICATE}
+    for settings in ({"distractors": 1}, {"distractor_source": "hard", "distractors": 1}):
+        assert select(question(both), **settings)[1] == ["twin", "close"]
+    assert not {"twin", "oracle"} & set(select(question(both), oracle_fraction=0.0)[1])
+
+
+def test_a_repeated_text_gives_its_place_to_another():
+    again = found(chunk("again", OTHER_PLACE.text, "z"), 0.9)
+    contexts = [again, found(OTHER_PLACE, 0.8), found(CLOSE, 0.7), found(FAR, 0.6)]
+    selection, ids = select(question(contexts))
+    assert ids == ["oracle", "again", "close", "far"]
+    assert selection.reasons == {"said-again": DUPLICATE}
 
 
 def test_evidence_in_several_documents_brings_a_chunk_of_each():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.errors import InputError
-from jora_tasks.registry import CHAMPION, ChampionMoved, Registry, Transition
+from jora_tasks.registry import CHAMPION, VERDICT_KEY, ChampionMoved, Registry, Transition
 from jora_tasks.registry.champions import Record, counted, earlier_champions
 from tests.registry.moving import MOVED, together
 from tests.registry.registering import make_adapter, register
@@ -48,6 +48,17 @@ def champion(registry: Registry, line: str) -> int | None:
 def alias(registry: Registry, line: str) -> int | None:
     found = registry.get_alias(line, CHAMPION)
     return found.version if found else None
+
+
+def test_the_record_names_the_verdict_that_the_version_was_registered_with(
+    registry_store: ArtifactStore,
+) -> None:
+    registry = Registry(registry_store.home)
+    register(registry, make_adapter(registry_store, 1), **{VERDICT_KEY: "first"})
+    register(registry, make_adapter(registry_store, 2), **{VERDICT_KEY: "second"})
+    assert promote(registry, "documents", 1).verdict == "first"
+    assert promote(registry, "documents", 2, verdict="later").verdict == "later"
+    assert rollback(registry, "documents").verdict == ""
 
 
 def test_promotion_and_rollback_walk_the_history(any_registry: ArtifactStore, line: str) -> None:
