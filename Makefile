@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What setuptools leaves beside the code tells of the same plugin again; Airflow leaves out those after a repeated one.
 TIDY   := rm -rf jora_tasks.egg-info
 
-.PHONY: demo test up down setup setup-test lint format clean
+.PHONY: demo test test-fleet up down setup setup-test lint format clean
 
 demo: setup  ## documents -> index -> contexts -> prompts -> adapter -> evaluation -> champion, in a local Airflow
 	@$(BIN)/jora demo
@@ -19,6 +19,9 @@ down:  ## stop it
 
 test: setup-test  ## lint, types, import contracts and all tests
 	@$(BIN)/python -m pytest
+
+test-fleet: setup-test  ## the pipeline on Celery, PostgreSQL, Redis and an S3 server, all on loopback
+	@JORA_FLEET_REQUIRED=1 $(BIN)/python -m pytest tests/fleet
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test

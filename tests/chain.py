@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jora_tasks.artifacts import Artifact, ArtifactStore, Input, Source
+from jora_tasks.digests import digest_json
 
 DOCUMENTS = [{"document_id": f"guide/{i:02}.md", "digest": f"sha256:{i:064x}"} for i in range(12)]
 
@@ -38,18 +39,21 @@ def build(
     )
 
 
-def make_adapter(store: ArtifactStore) -> Artifact:
-    documents = Source("documents", "guide", "sha256:d")
-    corpus = build(store, "corpus", {"documents": documents}, "documents.parquet", DOCUMENTS)
+def make_adapter(
+    store: ArtifactStore, documents: list[dict[str, Any]] = DOCUMENTS, begun_from: Artifact | None = None
+) -> Artifact:
+    source = Source("documents", "guide", digest_json(documents))
+    corpus = build(store, "corpus", {"documents": source}, "documents.parquet", documents)
     index = build(store, "index", {"corpus": corpus}, "chunks.parquet", chunk_tokens=200)
     contexts = build(
         store,
         "contexts",
         {"index": index, "corpus": corpus, "questions": Source("questions", "q.jsonl", "sha256:q")},
         "contexts.parquet",
+        documents,
     )
-    prompts = build(store, "prompts", {"contexts": contexts}, "prompts.parquet", seed=3)
-    base = Source("model", "tiny-base", "sha256:b")
-    return build(
-        store, "adapter", {"prompts": prompts, "base_model": base}, training={"seed": 7, "epochs": 2}
-    )
+    prompts = build(store, "prompts", {"contexts": contexts}, "prompts.parquet", documents, seed=3)
+    inputs: dict[str, Input] = {"prompts": prompts, "base_model": Source("model", "tiny-base", "sha256:b")}
+    if begun_from is not None:
+        inputs["init_from"] = begun_from
+    return build(store, "adapter", inputs, training={"seed": 7, "epochs": 2})

@@ -35,25 +35,26 @@ _FACET = {
 }
 
 
-def schema_of(type_: Any) -> dict[str, Any]:
-    """JSON Schema of a type of the spec's classes."""
+def schema_of(type_: Any, within: tuple[type, ...] = ()) -> dict[str, Any]:
+    """JSON Schema of a type of the spec's classes; one that lies ``within`` itself is not checked deeper."""
     if type_ in _SCALARS:
         return _SCALARS[type_]
     origin, arguments = typing.get_origin(type_), typing.get_args(type_)
     if origin in (typing.Union, types.UnionType):
-        choices = [schema_of(each) for each in arguments if each is not type(None)]
+        choices = [schema_of(each, within) for each in arguments if each is not type(None)]
         return choices[0] if len(choices) == 1 else {"anyOf": choices}
     if origin is list:
-        return {"type": "array", "items": schema_of(arguments[0])}
+        return {"type": "array", "items": schema_of(arguments[0], within)}
     if origin is dict:
-        return {"type": "object", "additionalProperties": schema_of(arguments[1])}
+        return {"type": "object", "additionalProperties": schema_of(arguments[1], within)}
     if isinstance(type_, type) and issubclass(type_, Enum):
         return {"enum": [each.value for each in type_]}
-    if attr.has(type_):
+    if attr.has(type_) and type_ not in within:
+        within = (*within, type_)
         hints = typing.get_type_hints(type_)
         fields = {each.name: each for each in attr.fields(type_) if each.name in hints}
         is_facet = "_producer" in fields
-        named = {name: schema_of(hints[name]) | _format(name) for name in fields}
+        named = {name: schema_of(hints[name], within) | _format(name) for name in fields}
         required = [name for name, each in fields.items() if each.default is attr.NOTHING]
         schema = {"type": "object", "properties": named, "required": required}
         return {"allOf": [_FACET, schema]} if is_facet else schema

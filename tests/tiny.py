@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 CHATML = (
@@ -67,7 +68,12 @@ def write_tiny_embedder(folder: Path, seed: int) -> Path:
     return folder
 
 
-def write_tiny_reranker(folder: Path, labels: int = 1) -> Path:
+def write_tiny_nli_model(folder: Path, seed: int = 1) -> Path:
+    """As `write_tiny_reranker`, with the labels of natural language inference."""
+    return write_tiny_reranker(folder, ("contradiction", "entailment", "neutral"), seed)
+
+
+def write_tiny_reranker(folder: Path, labels: Sequence[str] = ("relevance",), seed: int = 1) -> Path:
     """A cross-encoder of one random layer over `write_tiny_embedder`'s tokens."""
     import torch
     from sentence_transformers import CrossEncoder
@@ -75,7 +81,7 @@ def write_tiny_reranker(folder: Path, labels: int = 1) -> Path:
 
     embedder = write_tiny_embedder(folder.with_name(folder.name + "-embedder"), seed=0)
     tokenizer = AutoTokenizer.from_pretrained(embedder)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=max(tokenizer.get_vocab().values()) + 1,
         hidden_size=32,
@@ -84,7 +90,8 @@ def write_tiny_reranker(folder: Path, labels: int = 1) -> Path:
         intermediate_size=32,
         max_position_embeddings=64,
         initializer_range=1.0,
-        num_labels=labels,
+        id2label=dict(enumerate(labels)),
+        label2id={label: number for number, label in enumerate(labels)},
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -110,12 +117,12 @@ def write_byte_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def write_base(folder: Path) -> Path:
+def write_base(folder: Path, seed: int = 0) -> Path:
     """A random Llama of one layer over `write_byte_tokenizer`'s tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=258,
         hidden_size=32,

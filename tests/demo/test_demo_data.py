@@ -9,10 +9,10 @@ from collections import Counter
 
 import pytest
 
-from jora_tasks.artifacts import digest_folder
 from jora_tasks.demo import demo_spec, write_demo
 from jora_tasks.demo.documents import FACTS, airflow_sections, section_document
 from jora_tasks.demo.questions import PHRASINGS
+from jora_tasks.digests import digest_folder
 from retrieval.chunking import sections
 from retrieval.evidence import resolve
 from retrieval.questions import read_questions

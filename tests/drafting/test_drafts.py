@@ -1,6 +1,7 @@
 import pytest
 
 from jora_tasks.drafting.drafts import (
+    CONTROL,
     DUPLICATE,
     IN_QUESTION,
     NOT_IN_CHUNK,
@@ -29,6 +30,9 @@ CHUNK = Chunk("c", "leave.md", 100, 100 + len(TEXT), "Leave", TEXT, 12)
         ("Question: How long?", None),
         ("Question:\nAnswer: b", None),
         ("Question: a?\nAnswer: .", None),
+        ("Question: a?\nAnswer: \u200b\u2060", None),
+        ("Question: \ufeff\u200d\nAnswer: b", None),
+        ("Question: می\u200cروم?\nAnswer: b", Draft("می\u200cروم?", "b")),
         ("Question: a?\nAnswer: " + "b" * 1001, None),
         ("", None),
     ],
@@ -41,6 +45,9 @@ def test_refusals():
     assert refusal(Draft("How long is leave?", "30 DAYS"), CHUNK, set()) is None
     assert refusal(Draft("How long is leave?", "3"), CHUNK, set()) == NOT_IN_CHUNK
     assert refusal(Draft("Is it 30 days?", "30 days"), CHUNK, set()) == IN_QUESTION
+    for control in ("\0", "\x1b[31m", "\x7f", "\x9b", "\ud800"):
+        assert refusal(Draft(f"How long is leave{control}?", "30 days"), CHUNK, set()) == CONTROL
+        assert refusal(Draft("How long is leave?", f"30 days{control}"), CHUNK, set()) == CONTROL
     asked = {same_question("how long, is leave")}
     assert refusal(Draft("How long is leave?", "30 days"), CHUNK, asked) == DUPLICATE
     assert answered_without("About 30 days, I think.", Draft("?", "30 days"))

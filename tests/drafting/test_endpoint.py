@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from jora_tasks.drafting.endpoint import MALFORMED, REFUSED, EndpointWriter
+from jora_tasks.drafting.drafts import DUPLICATE, IN_QUESTION, NOT_IN_CHUNK
+from jora_tasks.drafting.endpoint import NO_TEXT, REFUSED, EndpointWriter
 from jora_tasks.drafting.writers import Failed
 from jora_tasks.errors import InputError, RunStopped
 from retrieval.questions import read_questions
@@ -41,9 +42,10 @@ class Server:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(text.encode())))
+                content = text if isinstance(text, bytes) else text.encode()
+                self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(text.encode())
+                self.wfile.write(content)
 
             def log_message(self, *arguments):
                 pass
@@ -121,23 +123,38 @@ def test_tries_are_bounded_and_so_are_waits(server, writer):
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("headers", "body"),
     [
-        "",
-        "<html>",
-        "[]",
-        "{}",
-        '{"choices": []}',
-        '{"choices": [{"message": {"content": null}}]}',
-        "[" * 9999,
-        json.dumps({"choices": [{"message": {"content": "x" * (1 << 20)}}]}),
-    ],
-    ids=range(8),
+        ({}, body)
+        for body in (
+            "",
+            "<html>",
+            b"\xff\xfe",
+            "[]",
+            "{}",
+            '{"choices": []}',
+            '{"choices": [{"message": "Hi"}]}',
+            "[" * 9999,
+            said("x" * (1 << 20))[2],
+        )
+    ]
+    + [({"Content-Encoding": "gzip"}, said("Hi")[2])],
+    ids=range(10),
 )
-def test_malformed_replies_are_told_from_good_ones(server, writer, body):
-    server.answer = lambda number, asked: (200, {}, body) if asked["messages"] != MESSAGES else said("Hi")
+def test_what_is_no_chat_completion_ends_the_run(server, writer, headers, body):
+    good = [{"role": "user", "content": "good"}]
+    server.answer = lambda number, asked: (
+        (200, headers, body) if asked["messages"] == MESSAGES else said("Hi")
+    )
+    with pytest.raises(InputError, match=r"answers with what is no chat completion; check --endpoint\."):
+        writer().reply([good, MESSAGES])
+
+
+def test_a_reply_without_text_is_told_from_others(server, writer):
+    empty = (200, {}, '{"choices": [{"message": {"content": null}}]}')
+    server.answer = lambda number, asked: empty if asked["messages"] != MESSAGES else said("Hi")
     other = [{"role": "user", "content": "other"}]
-    assert writer().reply([MESSAGES, other]) == ["Hi", Failed(MALFORMED)]
+    assert writer().reply([MESSAGES, other]) == ["Hi", Failed(NO_TEXT)]
 
 
 def test_one_refused_request_is_told_and_all_of_them_are_an_error(server, writer):
@@ -209,16 +226,18 @@ def test_the_command_drafts_with_an_endpoint_and_writes_its_key_nowhere(
         value = shown.split("Default: ")[-1].strip()
         return said(f"Question: What is the default of {name}?\nAnswer: {value}")
 
-    server.answer = answer
     monkeypatch.setenv("THE_KEY", KEY)
     output = tmp_path / "drafted" / "questions.jsonl"
     options = ("--output", output, "--endpoint", server.url, "--model", "m", "--key-env", "THE_KEY", "--json")
     refused = questions_command(*options)
     assert isinstance(refused.exception, InputError) and "its folder does not exist" in str(refused.exception)
     output.parent.mkdir()
-    ran = questions_command(*options)
+    server.answer = lambda number, body: (200, {}, "<html>")
+    assert "is no chat completion" in str(questions_command(*options).exception)
+    server.answer = answer
+    ran = questions_command(*options)  # nothing was taken for attempted
     done = json.loads(ran.stdout)
-    assert done["kept"] >= 10
+    assert done["kept"] >= 10 and set(done["refused"]) <= {DUPLICATE, IN_QUESTION, NOT_IN_CHUNK}
     questions = read_questions(output)
     assert len(questions) == done["kept"]
     for question in questions:

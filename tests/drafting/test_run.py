@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from jora_tasks.drafting.drafts import CLOSED_BOOK, DUPLICATE, NOT_IN_CHUNK, WITHOUT_CHUNK
+from jora_tasks.drafting.drafts import CLOSED_BOOK, CONTROL, DUPLICATE, NOT_IN_CHUNK, WITHOUT_CHUNK
 from jora_tasks.drafting.run import draft_questions
 from jora_tasks.drafting.writers import Failed
 from jora_tasks.errors import InputError, RunStopped
@@ -44,6 +44,8 @@ class Model:
             raise RunStopped("The endpoint is gone.")
         number = said.split("Option ")[1][0]
         self.drafted.append(number)
+        if number == "0":
+            return "Question: What is the value of \ud800?\nAnswer: v0"
         if number == "1":
             return Failed("refused by the endpoint")
         if number == "2":
@@ -55,10 +57,16 @@ class Model:
 def test_what_is_kept_and_why_the_rest_is_not(chunks, tmp_path):
     output = tmp_path / "questions.jsonl"
     done = draft_questions(chunks, Model(), output, min_tokens=5)
-    assert done["chunks"] == done["attempted"] == 9 and done["kept"] == 5
-    assert done["refused"] == {"refused by the endpoint": 1, NOT_IN_CHUNK: 1, WITHOUT_CHUNK: 1, DUPLICATE: 1}
+    assert done["chunks"] == done["attempted"] == 9 and done["kept"] == 4
+    assert done["refused"] == {
+        CONTROL: 1,
+        "refused by the endpoint": 1,
+        NOT_IN_CHUNK: 1,
+        WITHOUT_CHUNK: 1,
+        DUPLICATE: 1,
+    }
     questions = read_questions(output)
-    assert len(questions) == 5
+    assert len(questions) == 4
     assert {question.evidence[0].document_id for question in questions} == {each.group for each in questions}
     attempts = [json.loads(line) for line in (tmp_path / "questions.attempts.jsonl").read_text().splitlines()]
     assert sorted(each["chunk_id"] for each in attempts[1:]) == [f"c{i}" for i in range(9)]
@@ -113,11 +121,24 @@ def test_files_of_others_are_refused(chunks, tmp_path):
     other.identity = {"model": "another"}
     with pytest.raises(InputError, match=r"was begun by model rule, not by model another; give the same"):
         draft_questions(chunks, other, output, min_tokens=5)
-    (tmp_path / "x.attempts.jsonl").write_text('{"a": 1}\n')
-    with pytest.raises(InputError, match="is no journal of `jora questions`"):
-        draft_questions(chunks, Model(), tmp_path / "x.jsonl", min_tokens=5)
+    for line in ('{"a": 1}', '{"writer": 1}'):
+        (tmp_path / "x.attempts.jsonl").write_text(f"{line}\n")
+        with pytest.raises(InputError, match="is no journal of `jora questions`"):
+            draft_questions(chunks, Model(), tmp_path / "x.jsonl", min_tokens=5)
     with pytest.raises(InputError, match="No chunk of the index has 500 tokens; lower --min-tokens"):
         draft_questions(chunks, Model(), tmp_path / "y.jsonl", min_tokens=500)
+
+
+@pytest.mark.parametrize("line", ['{"chunk_id": "x"}', '{"chunk_id": "x", "outcome": "kept"}', "[]"])
+def test_a_line_of_the_journal_that_is_none_is_named(chunks, tmp_path, line):
+    output = tmp_path / "questions.jsonl"
+    draft_questions(chunks, Model(), output, min_tokens=5, count=1)
+    journal = tmp_path / "questions.attempts.jsonl"
+    number = len(journal.read_text().splitlines()) + 1
+    with journal.open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(InputError, match=rf"questions\.attempts\.jsonl:{number} is no attempt as"):
+        draft_questions(chunks, Model(), output, min_tokens=5)
 
 
 def test_questions_edited_by_hand_are_not_written_over(chunks, tmp_path):
