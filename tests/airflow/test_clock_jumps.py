@@ -13,7 +13,7 @@ from jora_tasks.progress import Progress
 from jora_tasks.registry import Registry
 from jora_tasks.spec import load_spec
 from jora_tasks.stages.pipeline import run_stage
-from tests.airflow.training import DAG, EPOCHS, Training, wait_for
+from tests.airflow.training import DAG, Training, wait_for
 from tests.clock import HOUR, Clock, make_clock
 
 
@@ -50,18 +50,18 @@ def test_a_run_ends_right_though_the_clock_is_set_forward_and_back_while_it_trai
     airflow = local.running(home)
     assert airflow is not None
     client = airflow.client()
-    conf = {"training.epochs": EPOCHS, "training.seed": 1}
-    training = Training(home, client, client.trigger(DAG, conf)["dag_run_id"])
+    conf = {"training.epochs": 500, "training.seed": 1}
+    training = Training(home, client, client.trigger(DAG, conf)["dag_run_id"], epochs=500)
     training.in_the_middle()
     clock.set(5 * HOUR)
     training.in_the_middle(after=200)
     clock.set(-5 * HOUR)
-    wait_for(lambda: training.job.exit_code() == 0, 400, "the end of training")
+    wait_for(lambda: training.job.exit_code() == 0, 900, "the end of training")
     assert client.dag_run(DAG, training.run_id)["state"] == "running"
     clock.set(0)
     training.trained()
     print("tries", training.task()["try_number"])
     wait_for(lambda: client.dag_run(DAG, training.run_id)["state"] != "running", 900, "the end of the run")
     assert client.dag_run(DAG, training.run_id)["state"] == "success"
-    assert training.steps() == list(range(1, 2 * EPOCHS + 1))
+    assert training.steps() == list(range(1, 2 * training.epochs + 1))
     assert len(Registry(home).versions("tiny")) == 1

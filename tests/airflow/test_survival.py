@@ -286,10 +286,18 @@ def test_a_scheduler_that_gave_itself_up_is_started_again(home: Path, tiny_proje
     """As it does, in Airflow's own words, where the clock was set forward by more than a minute."""
     local.start(home, tiny_project, FREE_PORT)
     given_up = component(home, "scheduler")
-    with contextlib.closing(sqlite3.connect(local.airflow_home(home) / "airflow.db", timeout=60)) as database:
-        database.execute("UPDATE job SET state = 'failed' WHERE job_type = 'SchedulerJob'")
-        database.commit()
-    wait_for(lambda: not given_up.is_running(), 60, "the end of that scheduler")
+
+    def gone() -> bool:
+        # What is written from outside, its next sign of life undoes.
+        with contextlib.closing(
+            sqlite3.connect(local.airflow_home(home) / "airflow.db", timeout=60)
+        ) as database:
+            database.execute("UPDATE job SET state = 'failed' WHERE job_type = 'SchedulerJob'")
+            database.commit()
+        time.sleep(1)
+        return not given_up.is_running()
+
+    wait_for(gone, 120, "the end of that scheduler")
     wait_for(lambda: _last_scheduler(local.airflow_home(home))[1] == "running", 240, "another scheduler")
 
 

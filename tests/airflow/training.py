@@ -31,11 +31,12 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120, what: str = "")
 
 @dataclass
 class Training:
-    """One run of the training DAG, triggered by hand."""
+    """One run of the training DAG, triggered by hand with so many epochs."""
 
     home: Path
     client: AirflowClient
     run_id: str
+    epochs: int = EPOCHS
     folder: Path = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,5 +108,5 @@ class Training:
         assert task["state"] == "success", log
         result = self.client.xcom(DAG, self.run_id, "train")
         metrics = Path(result["path"], "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in metrics] == list(range(1, 2 * EPOCHS + 1))
+        assert [json.loads(line)["step"] for line in metrics] == list(range(1, 2 * self.epochs + 1))
         return result
