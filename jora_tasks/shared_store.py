@@ -13,22 +13,18 @@ the store refuses, calls are tried again until `PATIENCE` is over.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-import time
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from jora_tasks.errors import InputError, RunStopped, first_line, untrusted
+from jora_tasks.file_systems import create, get, limit, put, write, written_at
 from jora_tasks.manifest import MANIFEST
 from jora_tasks.variables import number_of
-from jora_tasks.writing import write_bytes
 
 ARTIFACTS = "JORA_ARTIFACTS"
 """Environment variable: URL of the artifacts that machines share, as in ``s3://bucket/jora``."""
@@ -38,9 +34,6 @@ PATIENCE = "JORA_STORE_PATIENCE_SECONDS"
 
 USED = "used"
 _DEFAULT_PATIENCE = 180.0
-# What file systems call the time of a file: local ones and SFTP, S3, GCS, Azure, memory.
-_TIMES = ("mtime", "LastModified", "updated", "last_modified", "modified", "created")
-_OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "abfs", "az", "adl", "oss"}
 # What no further try would mend.
 _FINAL = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 
@@ -133,7 +126,7 @@ class SharedStore:
                 return published
         self.send(files, folder, "artifacts", kind, key, _hex(content))
         place = self._path("artifacts", kind, key, MANIFEST)
-        self._patiently(partial(_create, self._system, place, manifest, **self._limit))
+        self._patiently(partial(create, self._system, place, manifest, **self._limit))
         return self._patiently(partial(self._system.cat_file, place, **self._limit))
 
     def mark_used(self, kind: str, key: str) -> None:
@@ -155,7 +148,8 @@ class SharedStore:
     def send(self, files: Iterable[str], folder: Path, *place: str) -> None:
         """Copy files of a folder to a place; large ones go in several parts."""
         for name in files:
-            self._patiently(partial(_put, self._system, folder / name, self._path(*place, name)))
+            path = self._path(*place, name)
+            self._patiently(partial(put, self._system, folder / name, path, self._patience))
             self._moved["sent"] += (folder / name).stat().st_size
 
     def take(self, files: Iterable[str], folder: Path, *place: str) -> None:
@@ -167,7 +161,7 @@ class SharedStore:
                 )
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            self._patiently(partial(self._system.get_file, self._path(*place, name), str(target)))
+            self._patiently(partial(get, self._system, self._path(*place, name), target, self._patience))
             self._moved["fetched"] += target.stat().st_size
 
     def read(self, *place: str, size: int | None = None) -> bytes | None:
@@ -183,7 +177,7 @@ class SharedStore:
 
     def write(self, data: bytes, *place: str) -> None:
         """Write a small file, whole or not at all; one that is there is replaced."""
-        self._patiently(partial(_write, self._system, self._path(*place), data, **self._limit))
+        self._patiently(partial(write, self._system, self._path(*place), data, **self._limit))
 
     def listed(self, *place: str) -> list[str]:
         """Names of the files and folders in a place, sorted."""
@@ -208,7 +202,7 @@ class SharedStore:
             return
         for path, told in sorted(found.items()):
             parts = path.strip("/").removeprefix(root.strip("/")).strip("/").split("/")
-            yield tuple(parts), int(told["size"] or 0), _time(told)
+            yield tuple(parts), int(told["size"] or 0), written_at(told)
 
     def modified(self, *place: str) -> float | None:
         """When a file was written, in seconds since 1970 by the store's clock; None if there is none."""
@@ -218,7 +212,7 @@ class SharedStore:
             )
         except FileNotFoundError:
             return None
-        return _time(told)
+        return written_at(told)
 
     def remove(self, *place: str) -> None:
         """Remove a file or a folder, if it is there."""
@@ -235,14 +229,8 @@ class SharedStore:
 
     @property
     def _limit(self) -> dict[str, float]:
-        """How long a call about a small file may last, for file systems that can be told.
-
-        Else a store that takes connections and never answers would keep it for minutes, or for good: a file
-        system has tries of its own, and S3's waits without end to be let write.
-        """
-        from fsspec.asyn import AsyncFileSystem
-
-        return {"timeout": max(1.0, self._patience)} if isinstance(self._system, AsyncFileSystem) else {}
+        """How long a call about a small file may last."""
+        return limit(self._system, self._patience)
 
     def _path(self, *parts: str) -> str:
         return "/".join((self._opened[1].rstrip("/"), *parts))
@@ -289,56 +277,6 @@ class SharedStore:
 def _may_mend(error: BaseException) -> bool:
     """Whether another try may do better."""
     return not isinstance(error, (*_FINAL, InputError)) and not untrusted(error)
-
-
-def _time(told: Mapping[str, Any]) -> float:
-    """When a file was written, as its file system tells; one that does not tell it counts as written now."""
-    found = next((told[name] for name in _TIMES if told.get(name) is not None), None)
-    if isinstance(found, str):  # GCS
-        found = datetime.fromisoformat(found)
-    if isinstance(found, datetime):
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    return float(found) if isinstance(found, int | float) else time.time()
-
-
-def _create(system: Any, path: str, data: bytes, **limit: float) -> None:
-    """Write a file unless there is one; of two at once, one does.
-
-    A try that seemed to fail may have written it, so it is no error that there is one.
-    """
-    _make_folder(system, path)
-    with contextlib.suppress(FileExistsError):
-        if "file" in system.protocol:  # fsspec's own way is to look first, and a kill would leave a half
-            temporary = Path(f"{path}.{uuid.uuid4().hex[:8]}")
-            try:
-                write_bytes(temporary, data)
-                os.link(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
-        else:
-            system.pipe_file(path, data, mode="create", **limit)
-
-
-def _write(system: Any, path: str, data: bytes, **limit: float) -> None:
-    _make_folder(system, path)
-    if "file" in system.protocol:
-        write_bytes(Path(path), data)
-    else:
-        system.pipe_file(path, data, **limit)
-
-
-def _put(system: Any, source: Path, target: str) -> None:
-    """Copy one file; a large one goes in several parts, as its file system does it."""
-    _make_folder(system, target)
-    system.put_file(str(source), target)
-    if system.info(target)["size"] != source.stat().st_size:
-        raise OSError(f"{target} was not written whole")
-
-
-def _make_folder(system: Any, path: str) -> None:
-    """The folder of a file, where there is such a thing; in an object store it would make a bucket."""
-    if not _OBJECT_STORES & set([system.protocol] if isinstance(system.protocol, str) else system.protocol):
-        system.makedirs(path.rpartition("/")[0], exist_ok=True)
 
 
 def _hex(digest: str) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import fsspec
 import pytest
 from moto.server import ThreadedMotoServer
 
+from jora_tasks import file_systems
 from jora_tasks.artifacts import Artifact, ArtifactStore, Source
 from jora_tasks.errors import InputError, RunStopped
 from jora_tasks.manifest import MANIFEST
@@ -75,6 +77,53 @@ def test_a_call_to_a_store_that_never_answers_ends_with_the_patience(silent_s3: 
     with pytest.raises(RunStopped, match=f"{silent_s3} did not answer for 1 s .FSTimeoutError"):
         getattr(SharedStore(silent_s3, 1.0), call)(*given.get(call, ("latest",)))
     assert time.monotonic() - started < 10
+
+
+class FallsSilent(BaseHTTPRequestHandler):
+    """An object store that takes or gives the first part of a file, and then nothing more."""
+
+    size = 8_000_000
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(self.size))
+        self.send_header("Last-Modified", "Fri, 27 Nov 2026 00:00:00 GMT")
+        self.send_header("ETag", '"0"')
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(bytes(65_536))
+        self.server.over.wait()  # type: ignore[attr-defined]
+
+    def do_PUT(self) -> None:
+        self.rfile.read(65_536)
+        self.server.over.wait()  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+@pytest.fixture
+def half_silent_s3(silent_s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FallsSilent) as server:
+        server.over = threading.Event()  # type: ignore[attr-defined]
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        yield silent_s3
+        server.over.set()  # type: ignore[attr-defined]
+        server.shutdown()
+
+
+@pytest.mark.parametrize("call", ["send", "take"])
+def test_a_store_that_falls_silent_in_the_middle_of_a_file_is_not_waited_for_without_end(
+    half_silent_s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(file_systems, "SLOWEST", FallsSilent.size)  # one more second for the file
+    (tmp_path / "shard").write_bytes(bytes(FallsSilent.size))
+    started = time.monotonic()
+    with pytest.raises(RunStopped, match=r"did not answer for 1 s .FSTimeoutError"):
+        getattr(SharedStore(half_silent_s3, 1.0), call)(["shard"], tmp_path, "work", "index", "0")
+    assert 2 <= time.monotonic() - started < 15
 
 
 def test_the_latest_is_that_of_all_machines(machine: Callable[[str], ArtifactStore], url: str) -> None:
