@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What setuptools leaves beside the code tells of the same plugin again; Airflow leaves out those after a repeated one.
 TIDY   := rm -rf jora_tasks.egg-info
 
-.PHONY: demo test test-fleet up down setup setup-test lint format clean
+.PHONY: demo test test-fleet up down setup setup-test gpu-compiler lint format clean
 
 demo: setup  ## documents -> index -> contexts -> prompts -> adapter -> evaluation -> champion, in a local Airflow
 	@$(BIN)/jora demo
@@ -25,6 +25,7 @@ test-fleet: setup-test  ## the pipeline on Celery, PostgreSQL, Redis and an S3 s
 
 setup: $(VENV)/.installed
 setup-test: $(VENV)/.installed-test
+gpu-compiler: $(VENV)/.gpu-compiler  ## for `jora plan --target gpu:...`; no GPU needed
 
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -43,7 +44,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/.python
 	@$(BIN)/jora models
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed
+# Apart: among the other packages, JAX would look for a GPU at every start.
+$(VENV)/.gpu-compiler: docker/constraints-gpu.txt | $(VENV)/.python
+	@echo "Installing the compiler for GPUs ..."
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/gpu-compiler -c docker/constraints-gpu.txt \
+	  jax-cuda13-plugin jax-cuda13-pjrt nvidia-cudnn-cu13
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed $(VENV)/.gpu-compiler
 	@echo "Installing what the tests need ..."
 	@$(PIP) install -c constraints.txt -e '.[test]'
 	@$(TIDY)

@@ -66,11 +66,12 @@ def make_request(
 def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     """The plan as a table, and in one line whether it fits."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan["mesh"].items() if size > 1) or "one device"
-    table = Table(
-        title=f"{plan['model']}, {plan['batch_size']} x {plan['sequence_length']:,} tokens on "
-        f"{plan['devices']} x {plan['device_kind']} ({mesh})",
-        title_justify="left",
+    console.print(
+        f"{plan['model']}, {plan['batch_size']} x {plan['sequence_length']:,} tokens on {plan['devices']} x "
+        f"{plan['device_kind']} ({mesh})",
+        highlight=False,
     )
+    table = Table()
     table.add_column("a device holds")
     table.add_column("MB", justify="right")
     for name, size in plan["arguments_per_device"].items():
@@ -78,6 +79,8 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
     if "bytes_per_device" in plan:
         table.add_row("temporaries", _megabytes(plan["bytes_per_device"]["temporaries"]))
         table.add_row("total", _megabytes(plan["bytes_per_device"]["total"]), style="bold")
+        if plan["host_bytes_per_device"]:
+            table.add_row("in the host's memory", _megabytes(plan["host_bytes_per_device"]))
     console.print(table)
     if "collectives" in plan:
         talk = [
@@ -86,7 +89,8 @@ def print_plan(plan: Mapping[str, Any], console: Console) -> None:
         ]
         console.print(f"Between devices, a step: {', '.join(talk) or 'nothing'}", highlight=False)
         console.print(
-            f"{plan['flops'] / 1e12:.1f} TFLOP a step; compiled in {plan['compile_seconds']:.0f} s",
+            f"{plan['flops'] / 1e12:.1f} TFLOP a step; training.remat {plan['remat']}; compiled in "
+            f"{plan['compile_seconds']:.0f} s",
             highlight=False,
         )
     if predicted := plan.get("predicted_seconds"):

@@ -195,8 +195,8 @@ class TrainConfig(Section):
         Field(
             description="What the backward pass finds of a layer besides its input: nothing (full), "
             "attention's output, or every product (none: fastest, most memory); offload keeps the input in "
-            "the host's memory; auto is full for rows over 8,192 tokens, else none on CPUs and attention on "
-            "other devices."
+            "the host's memory; auto is on GPUs the first of none, attention, full, offload that fits, else "
+            "full for rows over 8,192 tokens, none on CPUs and attention on TPUs."
         ),
     ] = "auto"
     checkpoint_every: Annotated[

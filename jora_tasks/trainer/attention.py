@@ -11,11 +11,12 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jora_tasks.trainer.blockwise import MASKED, Form, blockwise, capped
-from jora_tasks.trainer.mesh import RULES, fits
+from jora_tasks.trainer.blockwise import INPUTS, MASKED, Form, blockwise, capped
+from jora_tasks.trainer.mesh import RULES, fits, platform
 
 LONG = 8192  # tokens of a row from which on memory decides rather than time
 BLOCK, LONG_BLOCK = 256, 512
@@ -91,7 +92,8 @@ def attention(
     Runs cuDNN's flash attention on an NVIDIA GPU where that covers the case, else `blockwise`.
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    from_offset = partial(_attend_from, window=window, softcap=softcap, scale=scale)
+    on_gpu = platform(mesh) == "gpu"
+    from_offset = partial(_attend_from, window=window, softcap=softcap, scale=scale, on_gpu=on_gpu)
     axes = [("batch", "sequence", heads, None) for heads in ("heads", "kv_heads", "kv_heads")]
     if mesh is None or not all(fits(mesh, one, x.shape) for one, x in zip(axes, (q, k, v), strict=True)):
         return from_offset(0, q, k, v, segments, segments)
@@ -124,9 +126,11 @@ def _attend_from(
     window: int | None,
     softcap: float | None,
     scale: float,
+    on_gpu: bool,
 ) -> Float[Array, "B Q H d"]:
     """Attention of the queries that stand at ``offset`` among the keys, on one device."""
-    if _cudnn_can(offset, q, own, softcap):
+    if on_gpu and _cudnn_can(offset, q, own, softcap):
+        q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k, v))
         reach = None if window is None else (window - 1, 0)
         return jax.nn.dot_product_attention(
             q, k, v, scale=scale, is_causal=True, local_window_size=reach, implementation="cudnn"
@@ -145,7 +149,7 @@ def _attend_from(
 def _cudnn_can(offset: int | Array, q: Array, segments: Array | None, softcap: float | None) -> bool:
     whole = isinstance(offset, int) and segments is None and softcap is None
     narrow = q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[-1] <= 128
-    return whole and narrow and jax.default_backend() == "gpu"
+    return whole and narrow
 
 
 def _block_size(length: int) -> int:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jora_tasks.errors import InputError
 from jora_tasks.trainer.group import LOOPBACK, group_of
+from jora_tasks.trainer.memory import take_gpu_memory
 
 START_SECONDS = 300
 HEARTBEAT_SECONDS = 30
@@ -31,7 +32,9 @@ _answers, _meetings = itertools.count(), itertools.count()
 
 
 def initialize(heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
-    """Join the other processes, if the environment speaks of any; before any device is used.
+    """Take the memory of GPUs and join the other processes, if the environment speaks of any.
+
+    Before any device is used.
 
     The coordinator listens on loopback if its address is one, else on every interface
     (``JAX_COORDINATOR_BIND_ADDRESS`` narrows it). A process that dies takes the others with it within
@@ -40,6 +43,7 @@ def initialize(heartbeat_seconds: int = HEARTBEAT_SECONDS) -> None:
     Raises:
       InputError: see `group_of`.
     """
+    take_gpu_memory()
     group = group_of(os.environ)
     if group is None or jax.distributed.is_initialized():
         return

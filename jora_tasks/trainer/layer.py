@@ -180,11 +180,16 @@ def _whole(axis: str) -> str | None:
 
 @dataclass(frozen=True)
 class Block:
-    """One layer's forward pass over its slices of the stacked trees."""
+    """One layer's forward pass over its slices of the stacked trees.
+
+    Attributes:
+      chunked: long rows go through it in chunks, whose products the backward pass computes again.
+    """
 
     config: DecoderConfig
     lora_config: LoraConfig | None
     mesh: Mesh | None
+    chunked: bool = True
 
     def project(
         self, name: str, x: Array, base: BaseTree, lora: LoraTree | None, key: jax.Array | None
@@ -235,6 +240,10 @@ class Block:
             return self.after_attention(x, attended, base, project(key))
 
         tables = tuple(jnp.broadcast_to(table, (*x.shape[:2], table.shape[-1])) for table in tables)
+        if not self.chunked:
+            q, k, v = before(key, x, *tables)
+            attended, collected = mix(q, k, v)
+            return after(key, x, attended), collected
         q, k, v = over_tokens(before, self.mesh, key, x, *tables)
         attended, collected = mix(q, k, v)
         return over_tokens(after, self.mesh, key, x, attended), collected

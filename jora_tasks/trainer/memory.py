@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,18 @@ import jax
 
 from jora_tasks.errors import InputError
 from jora_tasks.trainer.data import Example
+
+GPU_SHARE = 0.92
+"""Of a GPU's memory, what training takes; the rest is the driver's and the libraries'."""
+
+ROOM = 0.97
+"""Of what a device has, what a program may take that could be a smaller one: a checkpoint needs copies."""
+
+
+def take_gpu_memory() -> None:
+    """Let JAX have `GPU_SHARE` of a GPU, where nobody has said otherwise; before any device is used."""
+    if not any(name.startswith("XLA_PYTHON_CLIENT_") for name in os.environ):
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = str(GPU_SHARE)
 
 
 @contextlib.contextmanager
@@ -41,13 +54,23 @@ def check_program(compiled: Any, examples: Sequence[Example], rows: int) -> None
     """
     analysis = compiled.memory_analysis()
     device = next(iter(jax.tree.leaves(compiled.input_shardings)[0].addressable_devices))
-    statistics = device.memory_stats() or {}
-    if analysis is None or "bytes_limit" not in statistics:
+    limit = memory_of(device)
+    if analysis is None or limit is None:
         return
     needed = program_bytes(analysis)
-    if needed > statistics["bytes_limit"]:
-        limit = statistics["bytes_limit"]
+    if needed > limit:
         raise InputError(_sentence(examples, rows, f" ({needed / 1e9:.1f} GB of {limit / 1e9:.1f} GB)"))
+
+
+def memory_of(device: jax.Device) -> int | None:
+    """Bytes that programs may take on a device; None where it does not tell, as CPUs do not."""
+    return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def leaves_room(compiled: Any, limit: int | None) -> bool:
+    """Whether a compiled program leaves something of so many bytes; True where either is not known."""
+    analysis = compiled.memory_analysis()
+    return analysis is None or limit is None or program_bytes(analysis) <= ROOM * limit
 
 
 def program_bytes(analysis: Any) -> int:

@@ -5,10 +5,8 @@ The forward pass scans over the stacked layers, so compile time does not grow wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +16,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.blockwise import INPUTS, OUTPUT, capped
+from jora_tasks.trainer.blockwise import capped
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.embed import embed
 from jora_tasks.trainer.layer import (
     INPUT,
-    STREAM,
-    UNNORMED,
-    WIDE,
     Block,
     attend_by_layer,
     by_layer,
@@ -35,43 +30,11 @@ from jora_tasks.trainer.layer import (
     rms_norm,
     text_lengths,
 )
-from jora_tasks.trainer.lora import DORA, LOW, LoraTree, stacked, trained_whole
+from jora_tasks.trainer.lora import LoraTree, stacked, trained_whole
 from jora_tasks.trainer.mesh import batch_multiple, constrain, platform
 from jora_tasks.trainer.parameters import BaseTree
+from jora_tasks.trainer.remat import checkpoint_policy, choices, kept
 from jora_tasks.trainer.targets import EMBEDDING, HEAD
-
-# What a remat policy keeps of a layer besides its input. "none" keeps every product of weights, never
-# norms, rotations or scores.
-KEPT = {
-    "full": (DORA,),
-    "attention": (DORA, OUTPUT),
-    "none": (DORA, OUTPUT, INPUTS, LOW, STREAM, WIDE, UNNORMED),
-}
-
-
-def remat_policy(remat: str, long: bool, on_cpu: bool = False) -> Callable[..., Any]:
-    """What the backward pass finds of a layer; the rest it computes again.
-
-    ``full``: the layer's input. ``attention``: its output too, which is as small and costs most to make
-    again. ``none``: all products of weights. ``offload``: the input, in the host's memory. ``auto``:
-    ``full`` where rows are ``long``, else ``none`` on CPUs, whose arithmetic is scarcer than their memory,
-    and ``attention`` on other devices.
-    """
-    if remat == "offload":
-        return jax.checkpoint_policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=[DORA],
-            names_which_can_be_offloaded=[INPUT],
-            offload_src="device",
-            offload_dst="pinned_host",
-        )
-    return jax.checkpoint_policies.save_only_these_names(*KEPT[kept(remat, long, on_cpu)])
-
-
-def kept(remat: str, long: bool, on_cpu: bool = False) -> str:
-    """The name in `KEPT` of what a policy keeps on the device; see `remat_policy`."""
-    if remat == "auto":
-        return "full" if long else "none" if on_cpu else "attention"
-    return "full" if remat == "offload" else remat
 
 
 def embed_tokens(
@@ -110,10 +73,12 @@ def hidden_states(
         Padding then needs no segment of its own, since only later padding attends to it.
       positions: of each token in its example, where a row holds several; None counts from the row's start.
       dropout_key: applies the adapter's dropout, another mask in each layer and projection.
-      remat: what the backward pass finds of a layer; see `remat_policy`.
+      remat: what the backward pass finds of a layer; see `remat.choices`, of which the first is taken.
       mesh: of the arrays; None on one device.
     """
-    layer = Block(config, lora_config, mesh)
+    long = in_chunks(tokens.shape[1], mesh)
+    policy = choices(remat, long, platform(mesh))[0]
+    layer = Block(config, lora_config, mesh, chunked=kept(policy) == "full")
     if positions is None:
         length: Array | int = tokens.shape[1]
         positions = jnp.arange(length)
@@ -130,8 +95,7 @@ def hidden_states(
         near_or_far = by_layer(config, local, *tables)
         return layer(x, weights, adapter, key, near_or_far, lambda q, k, v: (mix(q, k, v), None))
 
-    policy = remat_policy(remat, long=in_chunks(tokens.shape[1], mesh), on_cpu=platform(mesh) == "cpu")
-    step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    step = jax.checkpoint(step, prevent_cse=False, policy=checkpoint_policy(policy))
     keys = None if dropout_key is None else jax.random.split(dropout_key, config.num_hidden_layers)
     x = embed_tokens(config, base, lora, tokens, mesh)
     x, _ = jax.lax.scan(step, x, (base["layers"], stacked(lora), keys, local_flags(config)))
@@ -167,7 +131,7 @@ def _logits(
     tokens: Array,
     mesh: Mesh | None,
 ) -> Array:
-    hidden = hidden_states(config, lora_config, base, lora, tokens, remat="none", mesh=mesh)
+    hidden = hidden_states(config, lora_config, base, lora, tokens, remat="full", mesh=mesh)
     return project_logits(config, base, lora, hidden)
 
 

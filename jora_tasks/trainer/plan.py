@@ -1,29 +1,28 @@
 """What a training step takes, compiled for the devices that it is meant for before any is used.
 
-The real step is lowered with shapes in place of arrays and compiled ahead of time: for TPU chips by their
-compiler (the ``libtpu`` package; no chip needed), for virtual CPU devices, or for the devices that are
-here. Compiling happens in a child process, since a target decides how JAX starts.
+The real step is lowered with shapes in place of arrays and compiled ahead of time, by the compilers of
+`compilers`. That happens in a child process, since a target decides how JAX starts.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jora_tasks.errors import InputError
 from jora_tasks.spec import LoraConfig, ModelConfig, TrainConfig
-from jora_tasks.trainer.chips import TPUS, chip_of
+from jora_tasks.trainer.chips import chip_of
+from jora_tasks.trainer.compilers import check_target, devices_for, environment_for
 
-TARGET = re.compile(r"local|cpu:[1-9]\d{0,3}|tpu:(" + "|".join(TPUS) + r"):\d+x\d+(x\d+)?")
 TOTAL_STEPS = 1000  # of the schedule; it changes no shape
 
 
@@ -33,7 +32,7 @@ class Request:
 
     Attributes:
       model: a name of `shapes.SHAPES` or a model folder.
-      target: ``tpu:<version>:<topology>`` as tpu:v5e:2x2, ``cpu:<devices>`` or ``local``.
+      target: see `compilers.check_target`.
       sequence_length: tokens in a row.
       scored_tokens: of them scored; by default a tenth, as an answer behind its contexts.
     """
@@ -52,10 +51,11 @@ def plan(request: Request) -> dict[str, Any]:
 
     Returns:
       ``bytes_per_device`` (arguments, temporaries, total; of a device's main memory),
-      ``arguments_per_device`` (base, adapter, optimizer), ``collectives`` ({kind: {count, bytes, sent}} that
-      a device executes in a step), ``flops`` (of the whole step; 4N, see `flops`), ``predicted_seconds`` (of
-      a step on chips whose bandwidths are known, see `roofline`), ``compile_seconds``, ``memory_per_device``
-      (bytes or None) and ``fits`` (None where the memory is not known), beside what was asked.
+      ``arguments_per_device`` (base, adapter, optimizer), ``remat`` (the policy taken), ``collectives``
+      ({kind: {count, bytes, sent}} that a device executes in a step), ``flops`` (of the whole step; 4N, see
+      `flops`), ``predicted_seconds`` (of a step on chips that are known, see `roofline`),
+      ``compile_seconds``, ``memory_per_device`` (bytes or None) and ``fits`` (None where the memory is not
+      known), beside what was asked.
 
     Raises:
       InputError: if the target or model is not known, or the mesh does not fit them.
@@ -64,15 +64,11 @@ def plan(request: Request) -> dict[str, Any]:
     from jora_tasks.trainer.shapes import shape_of
 
     shape_of(request.model)
-    if not TARGET.fullmatch(request.target):
-        raise InputError(
-            f"--target {request.target!r} is not known; use local, cpu:<devices> as in cpu:4, or "
-            f"tpu:<version>:<topology> as in tpu:v5e:2x2, version one of {', '.join(TPUS)}."
-        )
+    check_target(request.target)
     done = subprocess.run(
         [sys.executable, "-m", "jora_tasks.trainer.plan"],
         input=_to_json(request),
-        env=_environment(request.target),
+        env=environment_for(request.target),
         capture_output=True,
         text=True,
     )
@@ -83,21 +79,6 @@ def plan(request: Request) -> dict[str, Any]:
     if "error" in result:
         raise RuntimeError(f"the compiler for {request.target} failed: {result['error']}")
     return result
-
-
-def _environment(target: str) -> dict[str, str]:
-    environment = dict(os.environ)
-    if target == "local":
-        return environment
-    environment["JAX_PLATFORMS"] = "cpu"
-    if target.startswith("cpu:"):
-        flags = environment.get("XLA_FLAGS", "")
-        count = target.removeprefix("cpu:")
-        environment["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
-    else:  # a chip's compiler alone: no chip is looked for, and several may compile at once
-        environment |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-        environment.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    return environment
 
 
 def _to_json(request: Request) -> str:
@@ -121,15 +102,15 @@ def compile_plan(request: Request) -> dict[str, Any]:
     from jora_tasks.trainer.collectives import collectives
     from jora_tasks.trainer.flops import step_flops
     from jora_tasks.trainer.layer import in_chunks
-    from jora_tasks.trainer.memory import main_memory_bytes, program_bytes
+    from jora_tasks.trainer.memory import leaves_room, main_memory_bytes, program_bytes
     from jora_tasks.trainer.mesh import batch_multiple, check_mesh, make_mesh, platform
-    from jora_tasks.trainer.model import kept
+    from jora_tasks.trainer.remat import choices, compile_keeping_most, kept
     from jora_tasks.trainer.roofline import predict
     from jora_tasks.trainer.shapes import shape_of
     from jora_tasks.trainer.step import lower_step, make_step
 
     config, training = shape_of(request.model), request.training
-    devices, memory = _devices(request.target)
+    devices, memory = devices_for(request.target)
     mesh = make_mesh(training.mesh, devices)
     check_mesh(config, mesh)
     if training.batch_size % batch_multiple(mesh):
@@ -160,12 +141,20 @@ def compile_plan(request: Request) -> dict[str, Any]:
         },
         "memory_per_device": memory,
     }
-    lowered = lower_step(make_step(config, request.lora, training, TOTAL_STEPS, mesh), *arguments)
+
+    def lower(policy: str) -> Any:
+        changed = training.model_copy(update={"remat": policy})
+        return lower_step(make_step(config, request.lora, changed, TOTAL_STEPS, mesh), *arguments)
+
+    policies = choices(training.remat, in_chunks(length, mesh), platform(mesh))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as dumps:
         report = {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
+        options = report if request.target.startswith("tpu:") else None
         try:
-            compiled = lowered.compile(report if request.target.startswith("tpu:") else None)
+            policy, compiled = compile_keeping_most(
+                policies, lower, partial(leaves_room, limit=memory), options
+            )
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -174,6 +163,7 @@ def compile_plan(request: Request) -> dict[str, Any]:
         analysis: Any = compiled.memory_analysis()
         total = main_memory_bytes(Path(dumps)) or program_bytes(analysis)
     facts |= {
+        "remat": policy,
         "bytes_per_device": {
             "arguments": analysis.argument_size_in_bytes,
             "temporaries": total - analysis.argument_size_in_bytes,
@@ -185,8 +175,8 @@ def compile_plan(request: Request) -> dict[str, Any]:
         "fits": None if memory is None else total <= memory,
     }
     chip = chip_of(devices[0].device_kind)
-    keeps = kept(training.remat, long=in_chunks(length, mesh), on_cpu=platform(mesh) == "cpu")
-    return facts | {"predicted_seconds": predict(facts, chip, config, request.lora, keeps) if chip else None}
+    predicted = predict(facts, chip, config, request.lora, kept(policy)) if chip else None
+    return facts | {"predicted_seconds": predicted}
 
 
 def abstract_arguments(request: Request, config: Any, mesh: Any) -> tuple[Any, ...]:
@@ -248,30 +238,6 @@ def _place_like(optimizer: Any, lora: Any, everywhere: Any) -> Any:
         lora,
         transform_non_params=lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
     )
-
-
-def _devices(target: str) -> tuple[list[Any], int | None]:
-    """The devices to compile for, and the bytes that each has."""
-    import jax
-
-    if not target.startswith("tpu:"):
-        devices = jax.devices()
-        stats = devices[0].memory_stats() if target == "local" else None
-        return devices, (stats or {}).get("bytes_limit")
-    from jax.experimental import topologies
-
-    _, version, topology = target.split(":")
-    try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=f"{version}:{topology}")
-    except Exception as error:  # the compiler's own kinds differ between its releases
-        if "libtpu" in str(error) and "install" in str(error):
-            raise InputError(
-                f"--target {target} needs the TPU compiler; run `pip install -c constraints.txt -e '.[tpu]'` "
-                "in the project's folder."
-            ) from None
-        first = str(error).splitlines()[0]
-        raise InputError(f"--target {target} is not a topology of {version}: {first[:200]}") from None
-    return list(described.devices), TPUS[version].memory
 
 
 def _bytes_per_device(tree: Any) -> int:

@@ -18,7 +18,7 @@ from jora_tasks.trainer.flops import again_flops
 
 def predict(
     plan: Mapping[str, Any], chip: Chip, config: DecoderConfig, lora: LoraConfig, keeps: str
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Seconds of a step.
 
     Args:
@@ -27,11 +27,8 @@ def predict(
 
     Returns:
       ``compute``, ``memory`` and ``links``, the seconds of each alone; ``overlapped``, the longest of them,
-      and ``serial``, their sum; ``tokens_per_second`` and ``mfu`` (4N) if all overlaps. None for a chip
-      whose bandwidths are not known.
+      and ``serial``, their sum; ``tokens_per_second`` and ``mfu`` (4N) if all overlaps.
     """
-    if chip.memory_bandwidth is None or chip.link_bandwidth is None:
-        return None
     rows = plan["batch_size"] * plan["gradient_accumulation"]
     again = again_flops(config, lora, [plan["sequence_length"]] * rows, keeps)
     sent = sum(each["sent"] for each in plan["collectives"].values())

@@ -7,6 +7,7 @@ donated. The frozen base is an argument of its own, never donated and never diff
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -18,10 +19,14 @@ from jaxtyping import Array, Int
 from jora_tasks.spec import LoraConfig, TrainConfig
 from jora_tasks.trainer.batches import Batch
 from jora_tasks.trainer.config import DecoderConfig
+from jora_tasks.trainer.distributed import from_first
+from jora_tasks.trainer.layer import in_chunks
 from jora_tasks.trainer.loss import answer_loss
-from jora_tasks.trainer.mesh import constrain, sharding
+from jora_tasks.trainer.memory import leaves_room, memory_of
+from jora_tasks.trainer.mesh import constrain, platform, sharding
 from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
 from jora_tasks.trainer.optimizer import make_optimizer, make_schedule
+from jora_tasks.trainer.remat import choices, compile_keeping_most
 from jora_tasks.trainer.targets import HEAD
 
 Tree = Any
@@ -124,12 +129,23 @@ def compile_step(
 ) -> Step:
     """Compile the update for this batch's shape, adapter and optimizer state donated.
 
-    State comes out where it went in, so that every shape's program takes every other's results.
+    State comes out where it went in, so that every shape's program takes every other's results. Of the
+    policies that ``training.remat`` stands for it is the one that keeps most and leaves room on the device.
     """
     if model.lora is None or model.lora_config is None:
         raise ValueError("the model has no adapter to train; load it with lora= or adapter=")
-    step = make_step(model.config, model.lora_config, training, total_steps, model.mesh)
-    return lower_step(step, model.lora, opt_state, model.base, batch).compile()
+    config, lora_config, mesh = model.config, model.lora_config, model.mesh
+    arguments = (model.lora, opt_state, model.base, batch)
+
+    def lower(policy: str) -> Any:
+        changed = training.model_copy(update={"remat": policy})
+        return lower_step(make_step(config, lora_config, changed, total_steps, mesh), *arguments)
+
+    policies = choices(training.remat, in_chunks(batch.tokens.shape[-1], mesh), platform(mesh))
+    # Of several processes all must take the same one.
+    limit = from_first(lambda: memory_of(jax.local_devices()[0])) if len(policies) > 1 else None
+    program: Step = compile_keeping_most(policies, lower, partial(leaves_room, limit=limit))[1]
+    return program
 
 
 def lower_step(step: Step, lora: Tree, opt_state: Tree, base: Tree, batch: Batch) -> Any:
@@ -143,7 +159,8 @@ def compile_loss(model: LanguageModel, training: TrainConfig, batch: Batch) -> C
     """Compile ``loss(lora, base, batch)`` for this batch's shape, its one micro-batch without dropout."""
     if model.lora is None or model.lora_config is None:
         raise ValueError("the model has no adapter to evaluate; load it with lora= or adapter=")
-    loss = make_loss(model.config, model.lora_config, training, model.mesh)
+    forward = training.model_copy(update={"remat": "full"})  # in chunks where rows are long
+    loss = make_loss(model.config, model.lora_config, forward, model.mesh)
 
     def evaluate(lora: Tree, base: Tree, batch: Batch) -> tuple[Array, Int[Array, ""]]:
         return loss(lora, base, jax.tree.map(lambda array: array[0], batch), None)
