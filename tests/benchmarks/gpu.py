@@ -4,7 +4,8 @@
 every projection, the last tenth of each row scored. Each measurement runs in a child process of its own:
 tokens a second (median after a warm-up), MFU by 4N, and the peak bytes that the device's allocator reports.
 ``--longest`` also looks for the longest row that trains, in bf16 and over an NF4 base. PEFT runs with sdpa
-and gradient checkpointing. ``--model`` takes another shape of `shapes.SHAPES`, to try it on a CPU.
+and gradient checkpointing. ``--model`` takes another shape of `shapes.SHAPES`, to try it on a CPU; ``--cases
+1x116736 1x344064:nf4 --sides ours --updates 2`` asks whether these rows train.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-CASES = ((2, 4096), (1, 16384))
+CASES = ("2x4096", "1x16384")
 GRAIN = 4096  # the longest row is found to within so many tokens
 RANK, LEARNING_RATE, UPDATES = 16, 1e-4, 6
 SIDES = ("ours", "peft")
@@ -45,6 +46,9 @@ def _scored(length: int) -> int:
 
 
 def _ours(model: str, rows: int, length: int, quantization: str, updates: int) -> tuple[Any, ...]:
+    from jora_tasks.trainer.distributed import initialize
+
+    initialize()  # takes the GPU's memory, as training does
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -185,14 +189,16 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the results here as well")
     parser.add_argument("--model", default="llama-3.1-8b", help="a known shape (default llama-3.1-8b)")
     parser.add_argument("--longest", action="store_true", help="look for the longest row that trains")
-    parser.add_argument("--cases", nargs="+", metavar="ROWSxTOKENS", help="other cases, as in 2x4096")
+    parser.add_argument("--cases", nargs="+", metavar="ROWSxTOKENS[:nf4]", help="others, as in 2x4096")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="whom to measure")
+    parser.add_argument("--updates", type=int, default=UPDATES, help=f"of each case (default {UPDATES})")
     parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         side, model, rows, length, quantization, updates = arguments.child
         print(json.dumps(measure(side, model, int(rows), int(length), quantization, int(updates))))
         return
-    cases = [tuple(map(int, case.split("x"))) for case in arguments.cases or ()] or CASES
+    cases = [_case(text) for text in arguments.cases or CASES]
     result: dict[str, Any] = {
         "command": " ".join(["python -m tests.benchmarks.gpu", *sys.argv[1:]]),
         "device": _device(),
@@ -200,9 +206,13 @@ def main() -> None:
         "versions": {name: version(name) for name in PACKAGES},
         "model": arguments.model,
         "cases": [
-            {"rows": rows, "tokens": length}
-            | {side: in_child(side, arguments.model, rows, length, "none", UPDATES) for side in SIDES}
-            for rows, length in cases
+            {"rows": rows, "tokens": length, "quantization": kind}
+            | {
+                side: in_child(side, arguments.model, rows, length, kind, arguments.updates)
+                for side in arguments.sides
+                if side == "ours" or kind == "none"
+            }
+            for rows, length, kind in cases
         ],
     }
     if arguments.longest:
@@ -213,6 +223,13 @@ def main() -> None:
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(text + "\n")
+
+
+def _case(text: str) -> tuple[int, int, str]:
+    """Rows, tokens of each and how the base is quantised."""
+    sizes, _, kind = text.partition(":")
+    rows, length = map(int, sizes.split("x"))
+    return rows, length, kind or "none"
 
 
 def _device() -> str:
