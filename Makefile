@@ -17,8 +17,8 @@ up: setup  ## start the local Airflow, with the history of earlier runs
 down:  ## stop it
 	@if [ -x $(BIN)/jora ]; then $(BIN)/jora down; fi
 
-test: setup-test  ## lint, types, import contracts and all tests
-	@$(BIN)/python -m pytest
+test: setup-test  ## lint, types, import contracts and all tests, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fleet: setup-test  ## the pipeline on Celery, PostgreSQL, Redis and an S3 server, all on loopback
 	@JORA_FLEET_REQUIRED=1 $(BIN)/python -m pytest tests/fleet

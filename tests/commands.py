@@ -91,14 +91,15 @@ class Commands:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._process.stdin and self._process.stdout
+        self._process.stdin.write("\n")  # closing it would not do: a fork of this process may have it open
         self._process.stdin.close()
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
 
 def _serve() -> dict | None:
-    """Answer what is asked; in a fork, returns what it has to run, its output in files."""
-    for line in sys.stdin:
+    """Answer what is asked until a line is empty; in a fork, returns what it has to run."""
+    while line := sys.stdin.readline().strip():
         forks = []
         for asked in json.loads(line):
             files = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 (closed by _ended)
