@@ -178,6 +178,24 @@ def _whole(axis: str) -> str | None:
     return None if axis == "embed" else axis
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gathered(mesh: Mesh | None, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """All tokens on every device that projects them.
+
+    The gradients that come back are summed up where each token lies. Autodiff would want the sum of each
+    projection's on every device, which sends twice as much.
+    """
+    x = constrain(x, mesh, ("batch", "tokens", "stream"))
+    return constrain(x, mesh, ("batch", "sequence", "stream"))
+
+
+def _gathered_backward(mesh: Mesh | None, _: None, dx: Array) -> tuple[Array]:
+    return (constrain(dx, mesh, ("batch", "tokens", "stream")),)
+
+
+_gathered.defvjp(lambda mesh, x: (_gathered(mesh, x), None), _gathered_backward)
+
+
 @dataclass(frozen=True)
 class Block:
     """One layer's forward pass over its slices of the stacked trees.
@@ -274,7 +292,7 @@ class Block:
 
     def normed(self, x: Float[Array, "B S D"], norm: BaseTree) -> Float[Array, "B S D"]:
         """The norm of each token where it lies, then all tokens on every device that projects them."""
-        return constrain(rms_norm(self.config, x, norm), self.mesh, ("batch", "sequence", "stream"))
+        return _gathered(self.mesh, rms_norm(self.config, x, norm))
 
     def inner_norm(self, x: Array, norm: BaseTree) -> Array:
         return rms_norm(self.config, checkpoint_name(x, UNNORMED), norm)

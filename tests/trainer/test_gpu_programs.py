@@ -64,6 +64,16 @@ def test_gpus_of_a_host_share_a_step():
     assert found["arguments_per_device"]["base"] < 0.6 * alone["arguments_per_device"]["base"]
 
 
+@pytest.mark.slow
+@needs_compiler
+def test_no_stream_of_all_tokens_is_summed_on_every_device_that_shares_their_heads():
+    """Between tensor-parallel devices tokens are gathered and their sums scattered, forward and backward."""
+    found = plan(request("gpu:h100:4", 2048, "llama-2-7b", mesh=MeshConfig(tensor=4)))
+    collectives, layers, stream = found["collectives"], 32, 2048 * 4096 * 2
+    assert collectives["all-reduce"]["bytes"] < layers * stream
+    assert collectives["reduce-scatter"]["bytes"] * 4 >= 6 * layers * stream  # bytes of the parts
+
+
 COUNT = """
 import json, sys
 from jora_tasks.trainer import plan, step
