@@ -95,7 +95,8 @@ def test_a_store_that_is_away_keeps_no_stage_from_ending(
     started = time.monotonic()
     with caplog.at_level(logging.WARNING), told_live("s3://fleet/away", folder, "train", "train"):
         time.sleep(0.5)
-    assert time.monotonic() - started < 20 and not caplog.records
+    assert time.monotonic() - started < 20
+    assert not [each for each in caplog.records if each.name != "asyncio"]  # whose are of any test's calls
 
 
 def test_a_store_that_never_answers_keeps_no_stage_from_ending(

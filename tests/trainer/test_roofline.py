@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.chips import TPUS, Chip, chip_of
+from jora_tasks.trainer.chips import GPUS, TPUS, Chip, chip_of
 from jora_tasks.trainer.flops import again_flops, step_flops
 from jora_tasks.trainer.roofline import predict
 from jora_tasks.trainer.shapes import shape_of
@@ -36,11 +36,11 @@ def test_each_roof_by_hand():
     assert found["mfu"] == pytest.approx(PLAN["flops"] / 4 / 1e12)
 
 
-def test_nothing_is_predicted_for_a_chip_of_which_only_the_peak_is_known():
-    assert predict(PLAN, Chip("some", 1e12), CONFIG, LORA, "none") is None
+@pytest.mark.parametrize("name", GPUS)
+def test_a_gpu_is_found_by_the_longest_name_that_fits(name):
+    assert chip_of(f"{GPUS[name].kind} 80GB HBM3") is GPUS[name]
 
 
 @pytest.mark.parametrize("name", TPUS)
 def test_a_chip_is_found_by_the_whole_of_its_name(name):
     assert chip_of(TPUS[name].kind) is TPUS[name]
-    assert TPUS[name].memory_bandwidth and TPUS[name].link_bandwidth
