@@ -258,13 +258,13 @@ class Block:
             return self.after_attention(x, attended, base, project(key))
 
         tables = tuple(jnp.broadcast_to(table, (*x.shape[:2], table.shape[-1])) for table in tables)
-        if not self.chunked:
-            q, k, v = before(key, x, *tables)
-            attended, collected = mix(q, k, v)
-            return after(key, x, attended), collected
-        q, k, v = over_tokens(before, self.mesh, key, x, *tables)
+
+        def over(function: Callable[..., Any], *arrays: Array) -> Any:
+            return over_tokens(function, self.mesh, key, *arrays) if self.chunked else function(key, *arrays)
+
+        q, k, v = over(before, x, *tables)
         attended, collected = mix(q, k, v)
-        return over_tokens(after, self.mesh, key, x, attended), collected
+        return over(after, x, attended), collected
 
     def before_attention(
         self, x: Float[Array, "B S D"], tables: tuple[Array, ...], base: BaseTree, project: Project
