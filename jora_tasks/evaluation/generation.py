@@ -1,7 +1,7 @@
 """Batched greedy generation from a base model or its adapter, both from one copy of the weights.
 
-The loss of a known answer is taken from the same reading of the prompt: its tokens are fed one by one
-after it, as in training (teacher forcing), so that it costs no second pass over the prompt.
+The loss of a known answer is taken from the same reading of the prompt: its tokens are read after it, as
+in training (teacher forcing) and some at a time, so that it costs no second pass over the prompt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jora_tasks.trainer.model import LanguageModel
 
 BUCKET = 64
-_TARGET_BUCKET = 8
+_TARGET_BUCKET = 8  # tokens of known answers that are read at once
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _pad(prompts: Sequence[Sequence[int]], rows: int, pad_id: int) -> tuple[np.n
 
 
 def _pad_targets(targets: Sequence[Sequence[int]], rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Targets → tokens [rows, K], K a multiple of 8 or 0 if there is none, and how many each row has."""
+    """Targets → tokens [rows, K], K a multiple of `_TARGET_BUCKET` or 0, and how many each row has."""
     slots = -(-max(map(len, targets)) // _TARGET_BUCKET) * _TARGET_BUCKET
     tokens, counts = np.zeros((rows, slots), np.int32), np.zeros(rows, np.int32)
     for row, target in enumerate(targets):
@@ -209,7 +209,7 @@ def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> 
         base: Any, lora: Any, tokens: Any, lengths: Any, targets: Any, counts: Any, done: Any, ends: Any
     ) -> Any:
         slots, known = tokens.shape[1], targets.shape[1]
-        extra = max(max_new_tokens, known) - 1
+        extra = max(max_new_tokens - 1, known)
         logits, cache = prefill(config, lora_config, base, lora, tokens, lengths, extra=extra, mesh=mesh)
 
         def read(chosen: Any, step: Any, cache: Any) -> Any:
@@ -217,18 +217,24 @@ def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> 
                 config, lora_config, base, lora, chosen, lengths, slots, step, cache, mesh=mesh
             )
 
-        def loss_at(step: Any, logits: Any) -> Any:
-            expected = jnp.take_along_axis(logits, targets[:, step, None], axis=-1)[:, 0]
-            return jnp.where(step < counts, jax.nn.logsumexp(logits, axis=-1) - expected, 0.0)
+        def loss_from(first: Any, logits: Any) -> Any:
+            """Of the targets from ``first`` on, each by its own logits [B, Q, V]."""
+            steps = first + jnp.arange(logits.shape[1])
+            expected = jnp.take(targets, steps, axis=1, mode="clip")[:, :, None]
+            losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, expected, -1)[:, :, 0]
+            return jnp.where(steps < counts[:, None], losses, 0.0).sum(axis=1)
 
-        def score(step: Any, state: Any) -> Any:
+        def score(block: Any, state: Any) -> Any:
             total, cache = state
-            logits, cache = read(targets[:, step - 1], step - 1, cache)
-            return total + loss_at(step, logits), cache
+            start = block * _TARGET_BUCKET
+            seen = jax.lax.dynamic_slice_in_dim(targets, start, _TARGET_BUCKET, axis=1)
+            logits, cache = read(seen, start, cache)
+            return total + loss_from(start + 1, logits), cache
 
         loss = jnp.zeros(tokens.shape[0], jnp.float32)
         if known:
-            loss = jax.lax.fori_loop(1, jnp.max(counts), score, (loss_at(0, logits), cache))[0]
+            blocks = -(-(jnp.max(counts) - 1) // _TARGET_BUCKET)  # what follows the last target is not asked
+            loss = jax.lax.fori_loop(0, blocks, score, (loss_from(0, logits[:, None]), cache))[0]
         chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         new = jnp.full((tokens.shape[0], max_new_tokens), -1, jnp.int32).at[:, 0].set(chosen)
         done = done | jnp.isin(chosen, ends)
@@ -239,8 +245,8 @@ def _compiled(config: Any, lora_config: Any, max_new_tokens: int, mesh: Any) -> 
 
         def advance(state: Any) -> Any:
             step, chosen, done, new, cache = state
-            logits, cache = read(chosen, step - 1, cache)
-            chosen = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            logits, cache = read(chosen[:, None], step - 1, cache)
+            chosen = jnp.argmax(logits[:, 0], axis=-1).astype(jnp.int32)
             new = jax.lax.dynamic_update_slice(new, chosen[:, None], (0, step))
             return step + 1, chosen, done | jnp.isin(chosen, ends), new, cache
 

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from jora_tasks.trainer.blockwise import INPUTS, MASKED, Form, blockwise, capped
+from jora_tasks.trainer.blockwise import INPUTS, MASKED, Form, blockwise, capped, product
 from jora_tasks.trainer.mesh import RULES, fits, platform
 
 LONG = 8192  # tokens of a row from which on memory decides rather than time
@@ -50,27 +50,24 @@ def reference_attention(
       The attended values, in q's type.
     """
     allowed = _allowed(q.shape[1], segments, window)
-    return attend(q, k, v, allowed, softcap=softcap, scale=scale)
+    return attend(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), allowed, softcap=softcap, scale=scale)
 
 
 def attend(
     q: Float[Array, "B Q H d"],
-    k: Float[Array, "B C K d"],
-    v: Float[Array, "B C K d"],
+    k: Float[Array, "B K d C"],
+    v: Float[Array, "B K C d"],
     allowed: Bool[Array, "#B #Q C"],
     *,
     softcap: float | None = None,
     scale: float | None = None,
 ) -> Float[Array, "B Q H d"]:
     """Softmax attention of queries over the allowed ones of C keys."""
-    batch, length, heads, size = q.shape
-    groups = q.reshape(batch, length, k.shape[2], heads // k.shape[2], size)
-    scores = jnp.einsum("bqkgd,bckd->bkgqc", groups, k, preferred_element_type=jnp.float32)
-    scores = capped(scores * (size**-0.5 if scale is None else scale), softcap)
-    scores = jnp.where(allowed[:, None, None], scores, MASKED)
+    grouped = q.reshape(*q.shape[:2], k.shape[1], -1, q.shape[3]).transpose(0, 2, 3, 1, 4)
+    scores = product(grouped, k, 1) * (q.shape[3] ** -0.5 if scale is None else scale)
+    scores = jnp.where(allowed[:, None, None], capped(scores, softcap), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    out = jnp.einsum("bkgqc,bckd->bqkgd", weights, v, preferred_element_type=jnp.float32)
-    return out.reshape(q.shape).astype(q.dtype)
+    return product(weights, v, 1).transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
 
 
 def attention(

@@ -73,7 +73,7 @@ def _forward(
             new_top = jnp.maximum(top, scores.max(axis=-1))
             weights = jnp.exp(scores - new_top[..., None])
             shrink = jnp.exp(top - new_top)
-            out = out * shrink[..., None] + _product(weights.astype(v.dtype), values, 1)
+            out = out * shrink[..., None] + product(weights.astype(v.dtype), values, 1)
             return out, new_top, total * shrink + weights.sum(axis=-1)
 
         nothing = (
@@ -102,11 +102,11 @@ def _backward(form: Form, saved: tuple[Any, ...], d_out: Array) -> tuple[Any, ..
             keys, values = (_keys_at(form, x, index) for x in (k, v))
             scores = _scores(form, queries, keys, _allowed(form, start, index, offset, segments))
             weights = jnp.exp(scores - block_sum[..., None])
-            d_scores = weights * (_product(d_block, values, 2) - block_delta[..., None])
+            d_scores = weights * (product(d_block, values, 2) - block_delta[..., None])
             if form.softcap is not None:
                 d_scores = d_scores * (1 - jnp.square(jnp.maximum(scores, -form.softcap) / form.softcap))
             d_scores = (d_scores * form.scale).astype(q.dtype)
-            d_queries = d_queries + _product(d_scores, keys, 1)
+            d_queries = d_queries + product(d_scores, keys, 1)
             d_k = _added(form, d_k, index, _over_queries(queries, d_scores))
             d_v = _added(form, d_v, index, _over_queries(d_block, weights.astype(q.dtype)))
             return d_queries, d_k, d_v
@@ -177,11 +177,11 @@ def _allowed(form: Form, start: Array, index: Array, offset: Array, segments: An
 
 
 def _scores(form: Form, q: Array, k: Array, allowed: Array) -> Float[Array, "B K G q c"]:
-    scores = capped(_product(q, k, 2) * form.scale, form.softcap)
+    scores = capped(product(q, k, 2) * form.scale, form.softcap)
     return jnp.where(allowed[:, None, None], scores, MASKED)
 
 
-def _product(left: Float[Array, "B K G q x"], right: Array, right_axis: int) -> Array:
+def product(left: Float[Array, "B K G q x"], right: Array, right_axis: int) -> Array:
     """Contract left's last axis with ``right_axis`` (1 or 2, after B) of right [B, K, c, d], in f32."""
     batch, heads, groups, length, size = left.shape
     rows = left.reshape(batch, heads, groups * length, size)

@@ -1,4 +1,4 @@
-"""Reading a prompt once and then token by token: keys and values are kept, not computed again."""
+"""Reading a prompt once and then token after token: keys and values are kept, not computed again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from jora_tasks.trainer.parameters import BaseTree
 
 
 class KVCache(NamedTuple):
-    """Keys and values of every layer, [L, B, C, K, d]."""
+    """Keys [L, B, K, d, C] and values [L, B, K, C, d] of every layer, as attention's products read them."""
 
     keys: jax.Array
     values: jax.Array
@@ -49,7 +49,6 @@ def prefill(
     layer = Block(config, lora_config, mesh)
     positions = jnp.arange(tokens.shape[1])[None]
     tables = layer_tables(config, positions, (lengths + extra)[:, None])
-    room = ((0, 0), (0, extra), (0, 0), (0, 0))
 
     def step(
         x: Array, slices: tuple[BaseTree, LoraTree | None, jax.Array | None]
@@ -58,7 +57,8 @@ def prefill(
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             attended = attend_by_layer(config, local, q, k, v, mesh=mesh)
-            return attended, (jnp.pad(k, room), jnp.pad(v, room))
+            k, v = (jnp.pad(each, ((0, 0), (0, extra), (0, 0), (0, 0))) for each in (k, v))
+            return attended, (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
 
         return layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
 
@@ -73,38 +73,39 @@ def decode_step(
     lora_config: LoraConfig | None,
     base: BaseTree,
     lora: LoraTree | None,
-    tokens: Int[Array, " B"],
+    tokens: Int[Array, "B Q"],
     lengths: Int[Array, " B"],
     prompt_slots: int,
     step_index: Int[Array, ""],
     cache: KVCache,
     *,
     mesh: Mesh | None = None,
-) -> tuple[Float[Array, "B V"], KVCache]:
-    """Read one more token in every row.
+) -> tuple[Float[Array, "B Q V"], KVCache]:
+    """Read Q more tokens in every row. Several cost little more than one, which reads all weights as well.
 
     The token of step t goes to slot ``prompt_slots + t`` in every row, whatever the row's length, so
     that the cache is written in one place; its position is ``lengths + t``.
 
     Args:
-      tokens: the tokens chosen last.
+      tokens: the tokens that follow what was read.
       lengths: tokens in each prompt.
       prompt_slots: S of `prefill`.
-      step_index: t, from 0.
+      step_index: t of the first of them, from 0.
       cache: of `prefill` or the step before.
 
     Returns:
-      Logits of the next token, and the cache with this one.
+      Logits of the token after each, and the cache with these.
     """
     layer = Block(config, lora_config, mesh)
-    slot, position = prompt_slots + step_index, lengths + step_index
-    slots = jnp.arange(cache.keys.shape[2])
-    generated = (slots >= prompt_slots) & (slots <= slot)
-    everywhere = (slots < lengths[:, None]) | generated
-    behind = jnp.where(generated, slot - slots, position[:, None] - slots)
+    steps = step_index + jnp.arange(tokens.shape[1])
+    own, positions = (prompt_slots + steps)[:, None], lengths[:, None] + steps
+    slots = jnp.arange(cache.keys.shape[4])
+    generated = (slots >= prompt_slots) & (slots <= own)
+    everywhere = (slots < lengths[:, None, None]) | generated
+    behind = jnp.where(generated, own - slots, positions[:, :, None] - slots)
     nearby = everywhere if config.window is None else everywhere & (behind < config.window)
-    room = cache.keys.shape[2] - prompt_slots
-    tables = layer_tables(config, position[:, None], (lengths + room)[:, None])
+    room = cache.keys.shape[4] - prompt_slots
+    tables = layer_tables(config, positions, (lengths + room)[:, None])
 
     def step(
         carry: tuple[Array, KVCache, Array], slices: tuple[BaseTree, LoraTree | None, jax.Array | None]
@@ -113,14 +114,15 @@ def decode_step(
         weights, adapter, local = slices
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, KVCache]:
-            start = (index, 0, slot, 0, 0)
-            keys = jax.lax.dynamic_update_slice(cache.keys, k[None], start)
-            values = jax.lax.dynamic_update_slice(cache.values, v[None], start)
+            new = KVCache(k.transpose(0, 2, 3, 1)[None], v.swapaxes(1, 2)[None])
+            slot = prompt_slots + step_index
+            keys = jax.lax.dynamic_update_slice(cache.keys, new.keys, (index, 0, 0, 0, slot))
+            values = jax.lax.dynamic_update_slice(cache.values, new.values, (index, 0, 0, slot, 0))
             attended = attend(
                 q,
                 keys[index],
                 values[index],
-                by_layer(config, local, nearby, everywhere)[:, None],
+                by_layer(config, local, nearby, everywhere),
                 softcap=config.attention_softcap,
                 scale=config.attention_scale,
             )
@@ -129,6 +131,6 @@ def decode_step(
         x, cache = layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
         return (x, cache, index + 1), None
 
-    start = (embed_tokens(config, base, lora, tokens[:, None], mesh), cache, jnp.zeros((), jnp.int32))
+    start = (embed_tokens(config, base, lora, tokens, mesh), cache, jnp.zeros((), jnp.int32))
     (x, cache, _), _ = jax.lax.scan(step, start, (base["layers"], stacked(lora), local_flags(config)))
-    return project_logits(config, base, lora, rms_norm(config, x[:, 0], base["norm"])), cache
+    return project_logits(config, base, lora, rms_norm(config, x, base["norm"])), cache

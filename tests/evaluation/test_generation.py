@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jora_tasks.errors import InputError
-from jora_tasks.evaluation.generation import batches_of, check_lengths, generate, places_of_shard
+from jora_tasks.evaluation.generation import (
+    batches_of,
+    check_lengths,
+    generate,
+    generate_and_score,
+    places_of_shard,
+)
 from jora_tasks.spec import LoraConfig
 from jora_tasks.trainer.load import load_model
 
@@ -96,6 +102,24 @@ def test_stops_before_the_first_end_token(model, prompts, expected):
     cut = [row[: next((i for i, token in enumerate(row) if token in ends), NEW)] for row in expected]
     assert len(cut[0]) <= 3
     assert answer(model, prompts, eos_ids=ends) == cut
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 30])
+def test_losses_of_known_answers_are_those_of_transformers(folder, model, prompts, max_new_tokens):
+    """Answers of none, one, a block, a block and one, and several blocks of tokens, in one batch."""
+    import torch
+    import transformers
+
+    targets = [np.random.default_rng(1).integers(0, 64, count).tolist() for count in (0, 1, 8, 9, 23)]
+    settings = {"max_new_tokens": max_new_tokens, "eos_ids": (), "pad_id": 0, "batch_size": 5}
+    found = generate_and_score(model, prompts, targets, use_adapter=False, **settings)
+    oracle = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert found[0].loss is None
+    for prompt, target, each in list(zip(prompts, targets, found, strict=True))[1:]:
+        ids = torch.tensor([prompt + target])
+        labels = torch.where(torch.arange(ids.shape[1]) < len(prompt), -100, ids)
+        with torch.no_grad():
+            assert each.loss == pytest.approx(oracle(input_ids=ids, labels=labels).loss.item(), rel=1e-4)
 
 
 def test_adapter_and_base_from_one_copy(model, prompts, expected):

@@ -141,9 +141,12 @@ def test_remat_changes_no_gradient_and_saves_memory(tiny_model, tokens):
     assert compiled("auto").memory_analysis().temp_size_in_bytes == used[none]  # on a CPU
 
 
-def test_decoding_step_by_step_equals_the_whole_row(tiny_model, tokens, relative):
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("window", [None, 5], ids=["everywhere", "window"])
+def test_decoding_some_tokens_at_a_time_equals_the_whole_row(tiny_model, tokens, relative, at_once, window):
     """Rows of unequal length share a cache: logits after each token are those of the row alone."""
-    model = load_model(tiny_model(), lora=LoraConfig(r=4, lora_alpha=64))
+    folder = tiny_model("mistral", sliding_window=window) if window else tiny_model()
+    model = load_model(folder, lora=LoraConfig(r=4, lora_alpha=64))
     lora = jax.tree.map(lambda x: x + 0.05, model.lora)
     whole = np.asarray(dataclasses.replace(model, lora=lora).logits(tokens))
     lengths, steps = np.array([20, 7, 1]), 6
@@ -153,9 +156,10 @@ def test_decoding_step_by_step_equals_the_whole_row(tiny_model, tokens, relative
     rows = np.arange(3)
     assert relative(logits, whole[rows, lengths - 1]) < 1e-5
     advance = jax.jit(lambda new, step, cache: decode_step(*parts, new, lengths, 32, step, cache))
-    for step in range(steps):
-        logits, cache = advance(tokens[rows, lengths + step], step, cache)
-        assert relative(logits, whole[rows, lengths + step]) < 1e-5
+    for step in range(0, steps, at_once):
+        places = rows[:, None], lengths[:, None] + step + np.arange(at_once)
+        logits, cache = advance(tokens[places], step, cache)
+        assert relative(logits, whole[places]) < 1e-5
 
 
 def test_one_declaration_gives_the_checkpoint_names_and_the_random_start(tiny_model):
