@@ -46,6 +46,7 @@ DEFAULT_PORT = 8080
 DEFAULT_LOG_PORTS = (8793, 8794)
 START_SECONDS = 300.0
 STOP_SECONDS = 25.0
+PORT_SECONDS = 10.0
 
 Report = Callable[[str], None]
 
@@ -310,6 +311,9 @@ def _sweep(home: Path) -> None:
     """End what an Airflow left behind whose leader was killed; not its detached jobs, which tasks take up."""
     if (dead := _last(home)) is not None:
         _stop(dead)
+        deadline = time.monotonic() + PORT_SECONDS
+        while _bind(dead.port) and time.monotonic() < deadline:
+            time.sleep(0.1)  # the kernel closes a killed process's sockets after it has left the list
 
 
 def _members(local: LocalAirflow) -> list[psutil.Process]:

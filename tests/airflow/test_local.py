@@ -6,8 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -56,6 +58,22 @@ def test_a_port_asked_for_by_name_and_taken_is_refused(taken, tmp_path: Path):
         local.start(tmp_path, None, port=taken)
     assert local.running(tmp_path) is None
     assert not local.state_file(tmp_path).exists()
+
+
+def test_the_port_of_a_killed_airflow_is_waited_for(tmp_path: Path):
+    """Its processes may be gone from the list and the kernel not done with their sockets."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        port = server.getsockname()[1]
+        local.state_file(tmp_path).parent.mkdir(parents=True)
+        dead = local.LocalAirflow(str(tmp_path), 2**22, "long ago", 0.0, port, "", "", None, "")
+        local.state_file(tmp_path).write_text(json.dumps(asdict(dead)))
+        closing = threading.Timer(1.0, server.close)
+        closing.start()
+        with pytest.raises(local.AirflowStartError, match=r"not ready in time|ended while it was starting"):
+            local.start(tmp_path, None, port=port, timeout=0)
+        closing.join()
 
 
 @pytest.mark.parametrize("port", [0, -1, 65536])
