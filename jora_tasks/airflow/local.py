@@ -12,11 +12,10 @@ import fcntl
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -36,17 +35,16 @@ from jora_tasks.airflow.environment import (
     events_file,
 )
 from jora_tasks.airflow.job import jobs
+from jora_tasks.airflow.ports import DEFAULT_PORT, claimed, wait_until_free
 from jora_tasks.airflow.processes import birth, end, is_same, members, signal_group
 from jora_tasks.errors import InputError
 from jora_tasks.spec import load_spec
 from jora_tasks.writing import write_text
 
 DAG_IDS = ("document_index", "adapter_training")
-DEFAULT_PORT = 8080
 DEFAULT_LOG_PORTS = (8793, 8794)
 START_SECONDS = 300.0
 STOP_SECONDS = 25.0
-PORT_SECONDS = 10.0
 
 Report = Callable[[str], None]
 
@@ -129,14 +127,16 @@ def start(
     load_spec(spec_path)
     spec = None if spec_path is None else Path(spec_path).resolve()
     folder = Path(dags_folder).resolve() if dags_folder else Path(jora_tasks.__file__).parent.parent / "dags"
-    with _alone(home):
+    with _alone(home), contextlib.ExitStack() as claims:
         local = running(home)
         if local is not None:
             _refuse_other(local, port, spec, folder)
             report(f"Airflow {local.version} runs already at {local.url}")
         else:
             _sweep(home)
-            local = _launch(home, spec, folder, choose_port(port), report)
+            wanted = [(port, DEFAULT_PORT), *((None, default) for default in DEFAULT_LOG_PORTS)]
+            ports = [claims.enter_context(claimed(one, default)) for one, default in wanted]
+            local = _launch(home, spec, folder, ports, report)
         try:
             _wait_until_ready(local, report, time.monotonic() + timeout)
         except BaseException:  # Ctrl-C too: what has no one to stop it must not stay
@@ -170,28 +170,16 @@ def stop(home: str | Path, grace: float = STOP_SECONDS) -> bool:
     return stopped or bool(left)
 
 
-def choose_port(port: int | None, default: int = DEFAULT_PORT) -> int:
-    """The port asked for, or the default, or where that is taken a free one.
-
-    Raises:
-      InputError: the port asked for is out of range or taken.
-    """
-    if port is None:
-        return default if _bind(default) is None else _free_port()
-    if not 1 <= port <= 65535:
-        raise InputError(f"--port {port} is not a port; give a number from 1 to 65535.")
-    if reason := _bind(port):
-        raise InputError(f"--port {port} cannot be used ({reason}); give another or leave it out.")
-    return port
-
-
-def _launch(home: Path, spec: Path | None, folder: Path, port: int, report: Report) -> LocalAirflow:
+def _launch(
+    home: Path, spec: Path | None, folder: Path, ports: Sequence[int], report: Report
+) -> LocalAirflow:
+    """Start it on these ports: of the pages, and of the two servers of logs."""
     airflow_home(home).mkdir(parents=True, exist_ok=True)
     airflow_home(home).chmod(0o700)  # Airflow keeps its signing keys there
     events_file(home).parent.mkdir(parents=True, exist_ok=True)
-    first, second = (choose_port(None, default) for default in DEFAULT_LOG_PORTS)
+    port, *logs = ports
     environment = airflow_environment(
-        home, spec_path=spec, dags_folder=folder, port=port, log_ports=(first, second)
+        home, spec_path=spec, dags_folder=folder, port=port, log_ports=(logs[0], logs[1])
     )
     airflow = version("apache-airflow")
     report(f"Starting Airflow {airflow} on port {port}")
@@ -311,9 +299,7 @@ def _sweep(home: Path) -> None:
     """End what an Airflow left behind whose leader was killed; not its detached jobs, which tasks take up."""
     if (dead := _last(home)) is not None:
         _stop(dead)
-        deadline = time.monotonic() + PORT_SECONDS
-        while _bind(dead.port) and time.monotonic() < deadline:
-            time.sleep(0.1)  # the kernel closes a killed process's sockets after it has left the list
+        wait_until_free(dead.port)
 
 
 def _members(local: LocalAirflow) -> list[psutil.Process]:
@@ -353,23 +339,6 @@ def _refuse_other(local: LocalAirflow, port: int | None, spec: Path | None, fold
                 f"Airflow runs already for {local.home} with {name} {has}, not {asked}; "
                 "stop it first with `jora down`."
             )
-
-
-def _bind(port: int) -> str | None:
-    """Why the port cannot be bound on loopback, or None if it can."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Airflow's server does
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError as error:
-            return (error.strerror or str(error)).lower()
-    return None
-
-
-def _free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((LOOPBACK, 0))
-        return probe.getsockname()[1]
 
 
 def _log_tail(local: LocalAirflow, lines: int = 20) -> str:

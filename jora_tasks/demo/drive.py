@@ -14,6 +14,7 @@ from rich.console import Console
 
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowClient
+from jora_tasks.airflow.ports import choose_port
 from jora_tasks.airflow.runs import progress_file, run_folder
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.demo import demo_spec, write_demo
@@ -58,9 +59,10 @@ def run_demo(home: Path, console: Console, new_sink: NewSink, port: int | None =
       InputError: the port asked for is taken.
       DemoError: a DAG run failed.
     """
-    local.choose_port(port)
-    spec = _prepare(home, console)
     ran_before = local.running(home) is not None
+    if not ran_before:
+        choose_port(port)  # refused before anything is written
+    spec = _prepare(home, console)
     airflow = local.start(home, spec_file(home), port, report=lambda text: console.print(f"[dim]{text}[/]"))
     try:
         with airflow.client() as client:

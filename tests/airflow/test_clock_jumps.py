@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jora_tasks.airflow import local
+from jora_tasks.airflow.ports import choose_port
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.progress import Progress
 from jora_tasks.registry import Registry
@@ -35,7 +36,7 @@ def home(clock: Clock, tiny_project: Path, tmp_path_factory: pytest.TempPathFact
         for name, value in clock.environment.items():
             patch.setenv(name, value)
         try:
-            local.start(folder, tiny_project, local.choose_port(None, default=8281))
+            local.start(folder, tiny_project, choose_port(None, default=8281))
             yield folder
         finally:
             local.stop(folder)

@@ -18,6 +18,7 @@ import pytest
 from jora_tasks.airflow import local
 from jora_tasks.airflow.client import AirflowApiError
 from jora_tasks.airflow.environment import OWNER, airflow_environment, events_file
+from jora_tasks.airflow.ports import choose_port, claimed
 from jora_tasks.airflow.processes import birth, is_same, members
 from jora_tasks.errors import InputError
 
@@ -79,19 +80,35 @@ def test_the_port_of_a_killed_airflow_is_waited_for(tmp_path: Path):
 @pytest.mark.parametrize("port", [0, -1, 65536])
 def test_a_port_out_of_range_is_refused(port):
     with pytest.raises(InputError, match="from 1 to 65535"):
-        local.choose_port(port)
+        choose_port(port)
 
 
 def test_a_taken_default_is_replaced_by_a_free_port(taken):
-    port = local.choose_port(None, default=taken)
+    port = choose_port(None, default=taken)
     assert port != taken
-    assert local.choose_port(port) == port
+    assert choose_port(port) == port
 
 
 def test_a_bad_spec_is_refused_before_anything_starts(tmp_path: Path):
     with pytest.raises(InputError, match="no such file"):
         local.start(tmp_path / "home", tmp_path / "no.yaml")
     assert not (tmp_path / "home").exists()
+
+
+def test_two_starts_at_once_choose_two_ports(taken):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        default = probe.getsockname()[1]
+    with claimed(None, default) as first, claimed(None, default) as second, claimed(default) as asked_for:
+        assert first == asked_for == default
+        assert second != default
+    with claimed(None, default) as again:
+        assert again == default
+    with pytest.raises(RuntimeError), claimed(None, default):
+        raise RuntimeError("the start failed")
+    with claimed(None, default) as again, claimed(None, taken) as other:
+        assert again == default
+        assert other != taken
 
 
 def test_every_address_is_loopback_and_on_the_port(tmp_path: Path):

@@ -21,6 +21,7 @@ from jora_tasks.airflow.client import AirflowClient
 from jora_tasks.airflow.components import _last_scheduler
 from jora_tasks.airflow.environment import OWNER
 from jora_tasks.airflow.job import jobs
+from jora_tasks.airflow.ports import choose_port
 from jora_tasks.airflow.processes import members
 from jora_tasks.artifacts import ArtifactStore
 from jora_tasks.launching.settings import HOSTS
@@ -33,7 +34,7 @@ from tests.airflow.planting import SECRETS, Planted, contents, found, planted
 from tests.airflow.training import DAG, EPOCHS, Training, wait_for
 from tests.airflow.triggers import states, trigger_many
 
-FREE_PORT = local.choose_port(None, default=8181)
+FREE_PORT = choose_port(None, default=8181)
 
 
 @pytest.fixture(scope="module")
