@@ -99,7 +99,8 @@ class Embedder:
                 "sentencepiece model into its folder."
             )
         try:
-            model = SentenceTransformer(str(self._folder), local_files_only=True)
+            weights = {"use_safetensors": True}  # others may be pickled
+            model = SentenceTransformer(str(self._folder), local_files_only=True, model_kwargs=weights)
             _check_use(model)
         except Exception as error:  # safetensors, transformers and torch each raise their own
             reason = first_line(error)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from jora_tasks.errors import InputError, first_line
+from jora_tasks.errors import InputError
 from jora_tasks.evaluation.citations import CitedAnswer, Supports, judged_together
+from retrieval.cross_encoder import CrossEncoder
 
 FIELD = "evaluation.nli_model"
 ENTAILMENT = "entailment"
@@ -31,7 +28,7 @@ class NliModel:
         Raises:
           InputError: naming ``evaluation.nli_model``, if it has no such label.
         """
-        self._folder, self._name, self._batch_size = folder, name, batch_size
+        self._encoder, self._batch_size = CrossEncoder(folder, f"{FIELD} {name}"), batch_size
         try:
             labels = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("id2label") or {}
             named = {int(number): str(label) for number, label in labels.items()}
@@ -63,14 +60,7 @@ class NliModel:
         """Whether each premise entails its hypothesis."""
         if not pairs:
             return []
-        scores = self._model.predict(
-            list(pairs), batch_size=self._batch_size, show_progress_bar=False, convert_to_numpy=True
-        )
-        if not np.isfinite(scores).all():
-            raise InputError(
-                f"{FIELD} {self._name} gave NaN or infinity; its weights are damaged: fetch it again or name "
-                "another."
-            )
+        scores = self._encoder.figures(pairs, self._batch_size)
         return [bool(each) for each in scores.argmax(axis=1) == self._entailing]
 
     def open(self) -> None:
@@ -79,24 +69,7 @@ class NliModel:
         Raises:
           InputError: if they cannot serve.
         """
-        _ = self._model
-
-    @cached_property
-    def _model(self) -> Any:
-        from sentence_transformers import CrossEncoder
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-        try:
-            # Safetensors alone: other weights may be pickled.
-            weights = {"use_safetensors": True}
-            return CrossEncoder(str(self._folder), local_files_only=True, model_kwargs=weights)
-        except Exception as error:  # safetensors, transformers and torch each raise their own
-            reason = first_line(error)
-            raise InputError(
-                f"{FIELD} {self._name} cannot be read as a classifier of pairs of texts; fetch it again or "
-                f"name another ({reason})."
-            ) from None
+        _ = self._encoder.model
 
 
 def _pair(answer: CitedAnswer, labels: Collection[int]) -> tuple[str, str] | None:

@@ -167,6 +167,14 @@ def _truncate(folder):
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
+def _pickle(folder):
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def _alter(folder, name, **settings):
     file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -182,6 +190,7 @@ def _forget_the_tokenizer(folder):
     [
         (_forget_the_tokenizer, r"has no tokenizer; put its tokenizer\.json"),
         (_truncate, "cannot be read"),
+        (_pickle, r"cannot be read .*no file named model\.safetensors"),
         (lambda folder: shutil.rmtree(folder / "1_Pooling"), "cannot be read"),
         (lambda folder: _alter(folder, "config.json", hidden_size=64), "cannot be read"),
         (
@@ -190,7 +199,15 @@ def _forget_the_tokenizer(folder):
         ),
         (lambda folder: _alter(folder, "tokenizer_config.json", pad_token=None), "padding token"),
     ],
-    ids=["no tokenizer", "truncated", "no pooling", "hidden size", "pooling size", "no padding, as in Llama"],
+    ids=[
+        "no tokenizer",
+        "truncated",
+        "pickled",
+        "no pooling",
+        "hidden size",
+        "pooling size",
+        "no padding, as in Llama",
+    ],
 )
 def test_a_damaged_embedder_is_named_before_anything_is_embedded(
     tiny_embedder_folder, tmp_path, damage, message

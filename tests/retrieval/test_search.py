@@ -138,12 +138,21 @@ def test_the_reranker_orders_what_was_found(index_folder, tiny_embedder, reranke
     )
 
 
-def test_a_folder_that_is_no_reranker_is_named(tiny_embedder_folder, reranker_folder, tmp_path):
+def test_a_folder_that_is_no_reranker_is_named(reranker_folder, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
     broken = tmp_path / "broken"
     shutil.copytree(reranker_folder, broken)
     (broken / "model.safetensors").write_bytes(b"none")
     with pytest.raises(InputError, match=r"retrieval\.reranker broken cannot be read as a cross-encoder"):
         Reranker(broken, "broken").scores("question", ["passage"], 1)
+    pickled = tmp_path / "pickled"
+    shutil.copytree(reranker_folder, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"retrieval\.reranker pickled cannot be read as a cross-encoder"):
+        Reranker(pickled, "pickled").scores("question", ["passage"], 1)
     many = write_tiny_reranker(tmp_path / "many", labels="abc")
     with pytest.raises(InputError, match=r"retrieval\.reranker many gives 3 figures"):
         Reranker(many, "many").scores("question", ["passage"], 1)
