@@ -14,6 +14,7 @@ from jora_tasks.spec import (
     QuestionsConfig,
     RetrievalConfig,
     RunSpec,
+    TrainConfig,
 )
 from jora_tasks.writing import atomic_folder, write_text
 
@@ -60,4 +61,7 @@ def demo_spec(folder: Path) -> RunSpec:
         # Hybrid search finds more, but options so much alike that so small a model mixes them up.
         retrieval=RetrievalConfig(mode="dense", top_k=3),
         prompts=PromptsConfig(token_budget=640),
+        training=TrainConfig(
+            batch_size=2
+        ),  # more updates from as many tokens: it learns more from few questions
     )

@@ -11,7 +11,7 @@ from typing import Any
 from jora_tasks.demo.documents import FACTS, Option, SectionDocument
 
 # Test and dev come first: a smaller reference has fewer training questions, not fewer held-out ones.
-QUESTIONS = {"test": 80, "dev": 30, "train": 120}
+QUESTIONS = {"test": 80, "dev": 30, "train": 160}
 
 PHRASINGS = {
     "default": (
