@@ -61,7 +61,6 @@ def demo_spec(folder: Path) -> RunSpec:
         # Hybrid search finds more, but options so much alike that so small a model mixes them up.
         retrieval=RetrievalConfig(mode="dense", top_k=3),
         prompts=PromptsConfig(token_budget=640),
-        training=TrainConfig(
-            batch_size=2
-        ),  # more updates from as many tokens: it learns more from few questions
+        # More updates from as many tokens: it learns more from few questions.
+        training=TrainConfig(batch_size=2),
     )
