@@ -198,7 +198,9 @@ def plan(
     target: Annotated[
         str, typer.Option(help="tpu:v5e:2x2 and the like, cpu:4 for virtual devices, or local.")
     ] = "local",
-    mesh: Annotated[str | None, typer.Option(help="As in tensor=4,sequence=2.", metavar="AXIS=N,...")] = None,
+    mesh: Annotated[
+        list[str] | None, typer.Option(help="As in tensor=4,sequence=2.", metavar="AXIS=N,...")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Rows in a forward pass.")] = None,
     sequence_length: Annotated[int | None, typer.Option(min=8, max=1 << 22, help="Tokens in a row.")] = None,
     answer_tokens: Annotated[
@@ -217,7 +219,9 @@ def plan(
         from jora_tasks.models import base_model_folder
 
         model = str(base_model_folder(settings.model.base, ArtifactStore().home))
-    request = make_request(settings, model, target, mesh, batch_size, sequence_length, answer_tokens)
+    request = make_request(
+        settings, model, target, ",".join(mesh) if mesh else None, batch_size, sequence_length, answer_tokens
+    )
     try:
         result = compile_for(request)
     except RuntimeError as error:

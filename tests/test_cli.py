@@ -14,6 +14,8 @@ from jora_tasks.stages.contexts import MISSING
 from jora_tasks.stages.corpus import UNREADABLE
 from jora_tasks.stages.pipeline import STAGES
 
+SMALL_PLAN = ("--model", "smollm2-135m", "--target", "cpu:2")
+
 
 def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -31,6 +33,8 @@ def jora(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["retrieve", "--shard", "1"], "run `jora index` first"),
         (["answer", "--shard", "1"], "run `jora train` first"),
         (["train", "--prompts", "feed"], "prompts 'feed' does not exist"),
+        (["plan", "--mesh", "tensor=4", "--mesh", "tensor=2", *SMALL_PLAN], "'tensor=2' is not an axis with"),
+        (["plan", "--mesh", "data=2", "--mesh", "sequence=2", *SMALL_PLAN], "needs 4 devices, but 2"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(home: Path, arguments: list[str], named: str) -> None:
