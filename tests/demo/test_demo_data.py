@@ -39,7 +39,7 @@ def test_enough_questions_and_documents(demo, questions, documents):
     counts = demo[1]
     assert counts["test"] >= 72
     assert counts["dev"] >= 24
-    assert counts["train"] >= 180
+    assert counts["train"] >= 144
     assert counts["documents"] == len(documents)
     assert counts["options"] >= 300
     assert Counter(question.split for question in questions) == {
