@@ -41,10 +41,9 @@ def claimed(port: int | None, default: int = DEFAULT_PORT) -> Iterator[int]:
     """
     with contextlib.ExitStack() as claim:
         if port is None:
+            lock = Path(tempfile.gettempdir(), f"jora-{os.getuid()}-port-{default}.lock")
             try:
-                claim.enter_context(
-                    _locked(Path(tempfile.gettempdir(), f"jora-{os.getuid()}-port-{default}"))
-                )
+                claim.enter_context(_locked(lock))
             except BlockingIOError:
                 port = _free_port()
         yield choose_port(port, default)
