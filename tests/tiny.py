@@ -26,6 +26,15 @@ PROJECT_SPEC = {
 """Settings of a project that `write_project` wrote, with folders relative to it."""
 
 
+def pickle_weights(folder: Path) -> None:
+    """Keep a model's weights as torch pickles them, and not in safetensors."""
+    import torch
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
 def write_tiny_embedder(folder: Path, seed: int) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer

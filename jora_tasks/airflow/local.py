@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
@@ -35,7 +35,7 @@ from jora_tasks.airflow.environment import (
     events_file,
 )
 from jora_tasks.airflow.job import jobs
-from jora_tasks.airflow.ports import DEFAULT_PORT, claimed, wait_until_free
+from jora_tasks.airflow.ports import choose_port, claimed, wait_until_free
 from jora_tasks.airflow.processes import birth, end, is_same, members, signal_group
 from jora_tasks.errors import InputError
 from jora_tasks.spec import load_spec
@@ -127,16 +127,14 @@ def start(
     load_spec(spec_path)
     spec = None if spec_path is None else Path(spec_path).resolve()
     folder = Path(dags_folder).resolve() if dags_folder else Path(jora_tasks.__file__).parent.parent / "dags"
-    with _alone(home), contextlib.ExitStack() as claims:
+    with _alone(home), contextlib.ExitStack() as claim:
         local = running(home)
         if local is not None:
             _refuse_other(local, port, spec, folder)
             report(f"Airflow {local.version} runs already at {local.url}")
         else:
             _sweep(home)
-            wanted = [(port, DEFAULT_PORT), *((None, default) for default in DEFAULT_LOG_PORTS)]
-            ports = [claims.enter_context(claimed(one, default)) for one, default in wanted]
-            local = _launch(home, spec, folder, ports, report)
+            local = _launch(home, spec, folder, claim.enter_context(claimed(port)), report)
         try:
             _wait_until_ready(local, report, time.monotonic() + timeout)
         except BaseException:  # Ctrl-C too: what has no one to stop it must not stay
@@ -170,16 +168,13 @@ def stop(home: str | Path, grace: float = STOP_SECONDS) -> bool:
     return stopped or bool(left)
 
 
-def _launch(
-    home: Path, spec: Path | None, folder: Path, ports: Sequence[int], report: Report
-) -> LocalAirflow:
-    """Start it on these ports: of the pages, and of the two servers of logs."""
+def _launch(home: Path, spec: Path | None, folder: Path, port: int, report: Report) -> LocalAirflow:
     airflow_home(home).mkdir(parents=True, exist_ok=True)
     airflow_home(home).chmod(0o700)  # Airflow keeps its signing keys there
     events_file(home).parent.mkdir(parents=True, exist_ok=True)
-    port, *logs = ports
+    first, second = (choose_port(None, default) for default in DEFAULT_LOG_PORTS)
     environment = airflow_environment(
-        home, spec_path=spec, dags_folder=folder, port=port, log_ports=(logs[0], logs[1])
+        home, spec_path=spec, dags_folder=folder, port=port, log_ports=(first, second)
     )
     airflow = version("apache-airflow")
     report(f"Starting Airflow {airflow} on port {port}")

@@ -44,7 +44,7 @@ def claimed(port: int | None, default: int = DEFAULT_PORT) -> Iterator[int]:
             lock = Path(tempfile.gettempdir(), f"jora-{os.getuid()}-port-{default}.lock")
             try:
                 claim.enter_context(_locked(lock))
-            except BlockingIOError:
+            except OSError:  # another start holds it, or the file cannot be had
                 port = _free_port()
         yield choose_port(port, default)
 

@@ -50,7 +50,12 @@ def reference_attention(
       The attended values, in q's type.
     """
     allowed = _allowed(q.shape[1], segments, window)
-    return attend(q, k.transpose(0, 2, 3, 1), v.swapaxes(1, 2), allowed, softcap=softcap, scale=scale)
+    return attend(q, *as_read(k, v), allowed, softcap=softcap, scale=scale)
+
+
+def as_read(k: Keys, v: Keys) -> tuple[Float[Array, "B K d S"], Float[Array, "B K S d"]]:
+    """Keys and values as `attend`'s products read them, of which neither then is turned for a product."""
+    return k.transpose(0, 2, 3, 1), v.swapaxes(1, 2)
 
 
 def attend(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from jora_tasks.spec import LoraConfig
-from jora_tasks.trainer.attention import attend
+from jora_tasks.trainer.attention import as_read, attend
 from jora_tasks.trainer.config import DecoderConfig
 from jora_tasks.trainer.layer import Block, attend_by_layer, by_layer, layer_tables, local_flags, rms_norm
 from jora_tasks.trainer.lora import LoraTree, stacked
@@ -58,7 +58,7 @@ def prefill(
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
             attended = attend_by_layer(config, local, q, k, v, mesh=mesh)
             k, v = (jnp.pad(each, ((0, 0), (0, extra), (0, 0), (0, 0))) for each in (k, v))
-            return attended, (k.transpose(0, 2, 3, 1), v.swapaxes(1, 2))
+            return attended, as_read(k, v)
 
         return layer(x, weights, adapter, None, by_layer(config, local, *tables), mix)
 
@@ -114,10 +114,10 @@ def decode_step(
         weights, adapter, local = slices
 
         def mix(q: Array, k: Array, v: Array) -> tuple[Array, KVCache]:
-            new = KVCache(k.transpose(0, 2, 3, 1)[None], v.swapaxes(1, 2)[None])
+            new_keys, new_values = as_read(k, v)
             slot = prompt_slots + step_index
-            keys = jax.lax.dynamic_update_slice(cache.keys, new.keys, (index, 0, 0, 0, slot))
-            values = jax.lax.dynamic_update_slice(cache.values, new.values, (index, 0, 0, slot, 0))
+            keys = jax.lax.dynamic_update_slice(cache.keys, new_keys[None], (index, 0, 0, 0, slot))
+            values = jax.lax.dynamic_update_slice(cache.values, new_values[None], (index, 0, 0, slot, 0))
             attended = attend(
                 q,
                 keys[index],

@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 import time
 from itertools import chain
 from typing import Any
+
+from tests.benchmarks.turns import in_turns
 
 BATCH, LENGTH, NEW, KNOWN = 8, 448, 32, 16
 SIDES = ("ours", "transformers")
@@ -65,12 +65,7 @@ def _transformers(model: str) -> Any:
 
 def compare(model: str, rounds: int) -> dict[str, Any]:
     """Both sides in turns; the best round of each counts, since noise only ever slows."""
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for turn in range(rounds):
-        for side in SIDES if turn % 2 == 0 else reversed(SIDES):
-            command = [sys.executable, "-m", "tests.benchmarks.answering", "--child", side, model]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            results[side].append(json.loads(done.stdout.splitlines()[-1]))
+    results = in_turns("tests.benchmarks.answering", SIDES, [model], rounds)
     seconds = {side: min(each["seconds"] for each in found) for side, found in results.items()}
     ours, theirs = (list(chain.from_iterable(results[side][0]["tokens"])) for side in SIDES)
     return {

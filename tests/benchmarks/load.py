@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.turns import in_child
 
 CASES = (("float32", "none"), ("bfloat16", "none"), ("bfloat16", "int8"), ("bfloat16", "nf4"))
 SIZES = {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 32, "num_key_value_heads": 4}
@@ -89,9 +89,7 @@ def main() -> None:
         shard = write_model(Path(folder), arguments.layers)
         files = sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
         for dtype, quantization in CASES:
-            command = [sys.executable, "-m", "tests.benchmarks.load", "--child", folder, dtype, quantization]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            figures = json.loads(done.stdout.splitlines()[-1])
+            figures = in_child("tests.benchmarks.load", [folder, dtype, quantization])
             results.append({"dtype": dtype, "quantization": quantization, **figures})
             if not arguments.json:
                 print(_line(results[-1]), flush=True)

@@ -13,12 +13,12 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tests.benchmarks.turns import in_turns
 
 CASES = ((2, 512), (1, 2048))
 LEARNING_RATE = 1e-3
@@ -96,14 +96,7 @@ def _peft(model: str, adapter: str, tokens: Any, prompt: int) -> tuple[list[floa
 
 def compare(model: str, adapter: str, rows: int, length: int, rounds: int) -> dict[str, Any]:
     """Both sides in turns; the best round of each counts, since noise only ever slows."""
-    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
-    for turn in range(rounds):
-        for side in SIDES if turn % 2 == 0 else reversed(SIDES):
-            command = [sys.executable, "-m", "tests.benchmarks.train_step", "--child", side, model, adapter]
-            done = subprocess.run(
-                [*command, str(rows), str(length)], check=True, stdout=subprocess.PIPE, text=True
-            )
-            results[side].append(json.loads(done.stdout.splitlines()[-1]))
+    results = in_turns("tests.benchmarks.train_step", SIDES, [model, adapter, rows, length], rounds)
     speed = {side: max(one["tokens_per_second"] for one in results[side]) for side in SIDES}
     memory = {side: min(one["peak_memory"] for one in results[side]) for side in SIDES}
     pairs = zip(results["ours"][0]["losses"], results["peft"][0]["losses"], strict=True)

@@ -15,7 +15,7 @@ from jora_tasks.evaluation.citations import CitedAnswer
 from jora_tasks.evaluation.entailment import NliModel
 from jora_tasks.evaluation.summary import ADAPTER, Question, Said, Shown, score_arm
 from tests.evaluation.alce import alce
-from tests.tiny import write_tiny_nli_model
+from tests.tiny import pickle_weights, write_tiny_nli_model
 
 WORDS = ("leave", "days", "30", "40", "pay", "monthly", "sick", "year", "the", "option", "default")
 SOURCES = tuple(f"{word.title()}\n{word} {WORDS[i - 3]} a {WORDS[i - 5]}" for i, word in enumerate(WORDS))
@@ -122,13 +122,9 @@ def test_labels_are_known_whatever_their_case(folder: Path, tmp_path: Path) -> N
 
 
 def test_weights_that_cannot_be_read_or_are_pickled_are_refused(folder: Path, tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
     broken, pickled = (Path(shutil.copytree(folder, tmp_path / name)) for name in ("broken", "pickled"))
     (broken / "model.safetensors").write_bytes(b"not weights")
-    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
+    pickle_weights(pickled)
     for each in (broken, pickled):
         with pytest.raises(InputError, match=rf"evaluation\.nli_model {each.name} cannot be read"):
             NliModel(each, each.name, batch_size=8).open()

@@ -15,6 +15,7 @@ from retrieval.index import Index, check_embedder, check_identity, read_chunks
 from retrieval.onnx_int8 import int8_encoder
 from retrieval.vectors import InMemory
 from tests.retrieval.indexes import write_index
+from tests.tiny import pickle_weights
 
 TEXTS = ["the option", "the default of heading", "a much longer text, and the words in it!", "zebra", "0 1 2"]
 IDENTITY = EmbedderIdentity("tiny", "sha256:1", 8, True, 64)
@@ -167,14 +168,6 @@ def _truncate(folder):
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def _pickle(folder):
-    import torch
-    from safetensors.torch import load_file
-
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-
-
 def _alter(folder, name, **settings):
     file = folder / name
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
@@ -190,7 +183,7 @@ def _forget_the_tokenizer(folder):
     [
         (_forget_the_tokenizer, r"has no tokenizer; put its tokenizer\.json"),
         (_truncate, "cannot be read"),
-        (_pickle, r"cannot be read .*no file named model\.safetensors"),
+        (pickle_weights, r"cannot be read .*no file named model\.safetensors"),
         (lambda folder: shutil.rmtree(folder / "1_Pooling"), "cannot be read"),
         (lambda folder: _alter(folder, "config.json", hidden_size=64), "cannot be read"),
         (

@@ -12,7 +12,7 @@ from retrieval.reranking import Reranker
 from retrieval.search import Searcher, dense_weight_of, mode_of, shown_text
 from retrieval.vectors import InMemory
 from tests.retrieval.indexes import write_index
-from tests.tiny import write_tiny_reranker
+from tests.tiny import pickle_weights, write_tiny_reranker
 
 NAMES = [f"{a}_{b}" for a in ("red", "blue", "long", "zero") for b in ("limit", "path", "size", "key")]
 QUESTIONS = ["default of blue_path", "zero_key", "the long option", "zebra crossing"]
@@ -139,9 +139,6 @@ def test_the_reranker_orders_what_was_found(index_folder, tiny_embedder, reranke
 
 
 def test_a_folder_that_is_no_reranker_is_named(reranker_folder, tmp_path):
-    import torch
-    from safetensors.torch import load_file
-
     broken = tmp_path / "broken"
     shutil.copytree(reranker_folder, broken)
     (broken / "model.safetensors").write_bytes(b"none")
@@ -149,8 +146,7 @@ def test_a_folder_that_is_no_reranker_is_named(reranker_folder, tmp_path):
         Reranker(broken, "broken").scores("question", ["passage"], 1)
     pickled = tmp_path / "pickled"
     shutil.copytree(reranker_folder, pickled)
-    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
-    (pickled / "model.safetensors").unlink()
+    pickle_weights(pickled)
     with pytest.raises(InputError, match=r"retrieval\.reranker pickled cannot be read as a cross-encoder"):
         Reranker(pickled, "pickled").scores("question", ["passage"], 1)
     many = write_tiny_reranker(tmp_path / "many", labels="abc")
