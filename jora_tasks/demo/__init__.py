@@ -9,6 +9,7 @@ from jora_tasks.demo.documents import airflow_sections, python_topics, section_d
 from jora_tasks.demo.questions import make_questions
 from jora_tasks.spec import (
     DocumentsConfig,
+    EvaluationConfig,
     IndexConfig,
     PromptsConfig,
     QuestionsConfig,
@@ -63,4 +64,5 @@ def demo_spec(folder: Path) -> RunSpec:
         prompts=PromptsConfig(token_budget=640),
         # More updates from as many tokens: it learns more from few questions.
         training=TrainConfig(batch_size=2),
+        evaluation=EvaluationConfig(batch_size=16),
     )

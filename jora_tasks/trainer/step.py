@@ -23,11 +23,13 @@ from jora_tasks.trainer.distributed import from_first
 from jora_tasks.trainer.layer import in_chunks
 from jora_tasks.trainer.loss import answer_loss
 from jora_tasks.trainer.memory import leaves_room, memory_of
-from jora_tasks.trainer.mesh import constrain, platform, sharding
+from jora_tasks.trainer.mesh import batch_multiple, constrain, platform, sharding
 from jora_tasks.trainer.model import LanguageModel, head_weight, hidden_states
 from jora_tasks.trainer.optimizer import make_optimizer, make_schedule
 from jora_tasks.trainer.remat import choices, compile_keeping_most
 from jora_tasks.trainer.targets import HEAD
+
+AT_ONCE = 1024  # tokens of several rows on a CPU
 
 Tree = Any
 Step = Callable[..., tuple[Tree, Tree, dict[str, Array]]]
@@ -105,6 +107,7 @@ def make_step(
         def accumulate(total: Tree, item: tuple[Batch, Array]) -> tuple[Tree, None]:
             return jax.tree.map(jnp.add, total, micro_gradient(*item)), None
 
+        batch = _few_rows_at_once(batch, mesh)
         parts = batch.tokens.shape[0]
         if parts == 1:
             gradient, loss, count = micro_gradient(jax.tree.map(lambda array: array[0], batch), 0)
@@ -122,6 +125,19 @@ def make_step(
         return optax.apply_updates(lora, updates), opt_state, metrics
 
     return step
+
+
+def _few_rows_at_once(batch: Batch, mesh: Mesh | None) -> Batch:
+    """The same rows in more micro-batches where that is faster: on a CPU, whose caches hold more of a layer.
+
+    Memory then grows with the length of the rows, and no longer with their number.
+    """
+    if platform(mesh) != "cpu" or batch_multiple(mesh) > 1:
+        return batch
+    _, rows, length = batch.tokens.shape
+    most = max(1, AT_ONCE // length)
+    at_once = max(count for count in range(1, most + 1) if rows % count == 0)
+    return jax.tree.map(lambda array: array.reshape(-1, at_once, *array.shape[2:]), batch)
 
 
 def compile_step(

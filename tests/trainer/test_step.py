@@ -109,6 +109,25 @@ def test_accumulation_weighs_every_scored_token_the_same():
     _assert_close(whole, parts, 1e-4)  # Adam's first update magnifies rounding where gradients are tiny
 
 
+def test_on_a_cpu_few_rows_at_once_give_the_same_update_in_less_memory(monkeypatch):
+    model, dataset = _model(), _examples(7)
+    batch, training = _batch(dataset, 8, 1), TrainConfig(batch_size=8)
+    state = (model.lora, init_optimizer(model, training, 10))
+    updates, memory = [], []
+    for tokens in (batch.tokens.size, batch.tokens.size // 4, 1):
+        monkeypatch.setattr("jora_tasks.trainer.step.AT_ONCE", tokens)
+        program = compile_step(model, training, 10, state[1], batch)
+        memory.append(program.memory_analysis().temp_size_in_bytes)
+        lora, _, metrics = program(*jax.tree.map(jnp.copy, state), model.base, batch, jnp.int32(0))
+        updates.append((jax.device_get(lora), float(metrics["loss"])))
+    (whole, loss), *others = updates
+    for few, few_loss in others:
+        assert few_loss == pytest.approx(loss, rel=1e-6)
+        _assert_close(whole, few, 1e-4)
+    assert memory[1] < 0.6 * memory[0]
+    assert memory[2] < memory[1]
+
+
 def test_padding_and_rows_that_fill_up_change_nothing():
     model = _model()
     dataset = _examples(5)
