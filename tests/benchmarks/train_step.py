@@ -1,9 +1,9 @@
 """Our LoRA step beside Hugging Face PEFT's: the same weights, adapter and batch.
 
-``python -m tests.benchmarks.train_step [--json]``. Both sides train SmolLM2-135M in f32 with an adapter
-of rank 16 on every projection, the last tenth of each row scored. Each measurement runs in a child
-process of its own, the sides taking turns, so that its peak memory is its own. A ratio above 1 in
-tokens_per_second, and below 1 in peak_memory, is in our favour.
+``python -m tests.benchmarks.train_step [--json] [--cases 4x448]``. Both sides train SmolLM2-135M in f32
+with an adapter of rank 16 on every projection, the last tenth of each row scored. Each measurement runs
+in a child process of its own, the sides taking turns, so that its peak memory is its own. A ratio above 1
+in tokens_per_second, and below 1 in peak_memory, is in our favour.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.benchmarks.turns import in_turns
 
-CASES = ((2, 512), (1, 2048))
+CASES = ("2x512", "1x2048")
 LEARNING_RATE = 1e-3
 UPDATES = 4  # the first one warms up and is not timed
 SIDES = ("ours", "peft")
@@ -113,6 +113,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object alone")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side (default 2)")
+    parser.add_argument(
+        "--cases", nargs="+", default=CASES, metavar="ROWSxTOKENS", help="default %(default)s"
+    )
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -133,7 +136,8 @@ def main() -> None:
         adapter = Path(folder) / "adapter"
         save_adapter(load_model(model, lora=LoraConfig(r=16)), adapter, DEFAULT_BASE_MODEL)
         ratios = []
-        for rows, length in CASES:
+        for case in arguments.cases:
+            rows, length = map(int, case.split("x"))
             ratios.append(compare(str(model), str(adapter), rows, length, arguments.rounds))
             if not arguments.json:
                 print(_line(ratios[-1]), flush=True)
