@@ -121,6 +121,12 @@ def test_every_address_is_loopback_and_on_the_port(tmp_path: Path):
     assert made["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
+def test_huge_pages_are_asked_for_unless_the_user_has_tuned_glibc(tmp_path: Path):
+    assert environment(tmp_path)["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    own = "glibc.malloc.arena_max=1"
+    assert environment(tmp_path, GLIBC_TUNABLES=own)["GLIBC_TUNABLES"] == own
+
+
 def test_another_airflow_s_settings_are_left_behind(tmp_path: Path):
     made = environment(
         tmp_path,
