@@ -64,5 +64,6 @@ def demo_spec(folder: Path) -> RunSpec:
         prompts=PromptsConfig(token_budget=640),
         # More updates from as many tokens: it learns more from few questions.
         training=TrainConfig(batch_size=2),
+        # Each token more reads all weights, however many answers it goes on with.
         evaluation=EvaluationConfig(batch_size=16),
     )

@@ -21,6 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.turns import rows_and_tokens
+
 CASES = ("2x4096", "1x16384")
 GRAIN = 4096  # the longest row is found to within so many tokens
 RANK, LEARNING_RATE, UPDATES = 16, 1e-4, 6
@@ -189,7 +191,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write the results here as well")
     parser.add_argument("--model", default="llama-3.1-8b", help="a known shape (default llama-3.1-8b)")
     parser.add_argument("--longest", action="store_true", help="look for the longest row that trains")
-    parser.add_argument("--cases", nargs="+", metavar="ROWSxTOKENS[:nf4]", help="others, as in 2x4096")
+    parser.add_argument(
+        "--cases", nargs="+", type=_case, metavar="ROWSxTOKENS[:nf4]", help="others, as in 2x4096"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES, help="whom to measure")
     parser.add_argument("--updates", type=int, default=UPDATES, help=f"of each case (default {UPDATES})")
     parser.add_argument("--child", nargs=6, help=argparse.SUPPRESS)
@@ -198,7 +202,7 @@ def main() -> None:
         side, model, rows, length, quantization, updates = arguments.child
         print(json.dumps(measure(side, model, int(rows), int(length), quantization, int(updates))))
         return
-    cases = [_case(text) for text in arguments.cases or CASES]
+    cases = arguments.cases or [_case(text) for text in CASES]
     result: dict[str, Any] = {
         "command": " ".join(["python -m tests.benchmarks.gpu", *sys.argv[1:]]),
         "device": _device(),
@@ -228,8 +232,7 @@ def main() -> None:
 def _case(text: str) -> tuple[int, int, str]:
     """Rows, tokens of each and how the base is quantised."""
     sizes, _, kind = text.partition(":")
-    rows, length = map(int, sizes.split("x"))
-    return rows, length, kind or "none"
+    return (*rows_and_tokens(sizes), kind or "none")
 
 
 def _device() -> str:

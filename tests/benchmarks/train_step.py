@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.turns import in_turns
+from tests.benchmarks.turns import in_turns, rows_and_tokens
 
-CASES = ("2x512", "1x2048")
+CASES = ((2, 512), (1, 2048))
 LEARNING_RATE = 1e-3
 UPDATES = 4  # the first one warms up and is not timed
 SIDES = ("ours", "peft")
@@ -114,7 +114,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object alone")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each side (default 2)")
     parser.add_argument(
-        "--cases", nargs="+", default=CASES, metavar="ROWSxTOKENS", help="default %(default)s"
+        "--cases",
+        nargs="+",
+        type=rows_and_tokens,
+        default=CASES,
+        metavar="ROWSxTOKENS",
+        help="default 2x512 1x2048",
     )
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -136,8 +141,7 @@ def main() -> None:
         adapter = Path(folder) / "adapter"
         save_adapter(load_model(model, lora=LoraConfig(r=16)), adapter, DEFAULT_BASE_MODEL)
         ratios = []
-        for case in arguments.cases:
-            rows, length = map(int, case.split("x"))
+        for rows, length in arguments.cases:
             ratios.append(compare(str(model), str(adapter), rows, length, arguments.rounds))
             if not arguments.json:
                 print(_line(ratios[-1]), flush=True)

@@ -1,12 +1,25 @@
-"""Measurements that each have a process of their own, so that its peak memory and its caches are its own."""
+"""Measurements that each have a process of their own, so that its peak memory and its caches are its own.
+
+And how benchmarks are told the sizes of a batch.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+
+def rows_and_tokens(text: str) -> tuple[int, int]:
+    """Rows, and tokens of each, from ``2x4096``: a type for argparse."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not ROWSxTOKENS, as in 2x4096")
+    rows, tokens = map(int, text.split("x"))
+    return rows, tokens
 
 
 def in_child(module: str, arguments: Sequence[object]) -> dict[str, Any]:
